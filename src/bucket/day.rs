@@ -58,7 +58,14 @@ mod tests {
         assert_eq!(Day::parse("2026-11-29"), Some(day));
         assert_eq!(Day::of(time + Duration::from_secs(1)).before(1), day);
         assert_eq!(Day::of(day.start()), day);
-        for wrong in ["", "2026-11-29T00", "2026-13-01", "2026-2-1", "1969-12-31", "x"] {
+        for wrong in [
+            "",
+            "2026-11-29T00",
+            "2026-13-01",
+            "2026-2-1",
+            "1969-12-31",
+            "x",
+        ] {
             assert_eq!(Day::parse(wrong), None, "{wrong}");
         }
     }

@@ -20,6 +20,8 @@ pub(super) const MAX_DIGESTS: usize = 500_000;
 /// The longest list, in bytes.
 const MAX_LIST: u64 = MAX_HEADER as u64 + 64 * MAX_DIGESTS as u64;
 const MAX_HEADER: usize = 64;
+/// Digests that are sorted and checked in less than a millisecond.
+const QUICK: usize = 8192;
 const FORMAT: &str = "millpond digests 1 ";
 
 /// A list of digests as it is stored.
@@ -47,10 +49,8 @@ impl Digests {
     pub(super) fn encode(mut digests: Vec<Digest>, is_whole: bool) -> Bytes {
         digests.sort_unstable();
         digests.dedup();
-        let word = match is_whole && digests.len() <= MAX_DIGESTS {
-            true => "whole",
-            false => "part",
-        };
+        let has_all = is_whole && digests.len() <= MAX_DIGESTS;
+        let word = if has_all { "whole" } else { "part" };
         digests.truncate(MAX_DIGESTS);
         let is_short = |digest: &Digest| matches!(digest, Digest::Sha256(_));
         let short = digests.partition_point(is_short);
@@ -64,6 +64,18 @@ impl Digests {
             }
         }
         bytes.freeze()
+    }
+
+    /// The same; many digests are sorted off the runtime's threads.
+    pub(super) async fn encoded(
+        digests: Vec<Digest>,
+        is_whole: bool,
+    ) -> Result<Bytes, BucketError> {
+        if digests.len() <= QUICK {
+            return Ok(Self::encode(digests, is_whole));
+        }
+        let encoding = tokio::task::spawn_blocking(move || Self::encode(digests, is_whole));
+        encoding.await.map_err(BucketError::failed)
     }
 
     /// None where the bytes are no list, or not all of it.
@@ -88,8 +100,8 @@ impl Digests {
             is_whole,
         };
         let is_read = words.next().is_none() && list.body.len() == short + long;
-        let is_sorted = list.sha256().is_sorted_by(|a, b| a < b)
-            && list.sha512().is_sorted_by(|a, b| a < b);
+        let is_sorted =
+            list.sha256().is_sorted_by(|a, b| a < b) && list.sha512().is_sorted_by(|a, b| a < b);
         (is_read && is_sorted).then_some(list)
     }
 
@@ -101,7 +113,13 @@ impl Digests {
             Err(BucketError::TooLarge { .. }) => return Ok(Read::Broken),
             Err(error) => return Err(error),
         };
-        Ok(Self::decode(&bytes).map_or(Read::Broken, Read::List))
+        let list = if bytes.len() <= QUICK * 32 {
+            Self::decode(&bytes)
+        } else {
+            let decoding = tokio::task::spawn_blocking(move || Self::decode(&bytes));
+            decoding.await.map_err(BucketError::failed)?
+        };
+        Ok(list.map_or(Read::Broken, Read::List))
     }
 
     /// Whether no digest was left out of it.
@@ -185,15 +203,20 @@ mod tests {
         assert!(changed(0, b'M'));
         assert!(changed(header - 1, b'9'));
         assert!(Digests::decode(&[&bytes[..], b"x"].concat().into()).is_none());
-        assert!(Digests::decode(&Bytes::from_static(b"millpond digests 1 whole 99999999999 0\n")).is_none());
+        assert!(
+            Digests::decode(&Bytes::from_static(
+                b"millpond digests 1 whole 99999999999 0\n"
+            ))
+            .is_none()
+        );
     }
 
     #[test]
     fn too_many_are_a_part() {
-        let digests: Vec<_> = (0..=MAX_DIGESTS as u32)
+        let digests: Vec<_> = (0..=MAX_DIGESTS)
             .map(|number| {
                 let mut digest = [0; 32];
-                digest[..4].copy_from_slice(&number.to_be_bytes());
+                digest[..8].copy_from_slice(&number.to_be_bytes());
                 Digest::Sha256(digest)
             })
             .collect();

@@ -55,7 +55,10 @@ impl Bucket {
         };
         let recording = self.uses.keep(&self.objects, &self.cache, &keeping.replica);
         // Both are large, and one waits most of the time.
-        tokio::join!(Box::pin(recording), Box::pin(sweep.keep(&*keeping.is_sweeper)));
+        tokio::join!(
+            Box::pin(recording),
+            Box::pin(sweep.keep(&*keeping.is_sweeper))
+        );
     }
 
     /// Content was used that may not be cached here: a client was sent to the bucket for it.
@@ -88,10 +91,15 @@ mod tests {
     fn an_object_is_relied_on_until_four_days_before_its_end() {
         let (modified, day) = (SystemTime::UNIX_EPOCH, Duration::from_hours(24));
         let is_safe = |age: Duration, ttl| is_relied_on_safely(modified, modified + age, ttl);
-        assert!(is_safe(day * 26 - Duration::from_secs(1), Some(day * 30)));
+        let second = Duration::from_secs(1);
+        assert!(is_safe((day * 26).saturating_sub(second), Some(day * 30)));
         assert!(!is_safe(day * 26, Some(day * 30)));
         assert!(!is_safe(Duration::ZERO, Some(day)));
         assert!(is_safe(day * 9_999, None));
-        assert!(is_relied_on_safely(modified + day, modified, Some(day * 30)));
+        assert!(is_relied_on_safely(
+            modified + day,
+            modified,
+            Some(day * 30)
+        ));
     }
 }

@@ -38,6 +38,8 @@ const FIRST: std::ops::Range<u64> = 60..600;
 const MARGIN: Duration = Duration::from_mins(1);
 /// The day may be another one after the first answer, and another one after midnight.
 const DAYS_TRIED: usize = 3;
+/// Digests between two pauses for others.
+const PAGE: usize = 4096;
 /// Noted digests at most. With more, the record says that some are missing.
 const MAX_NOTED: usize = 100_000;
 
@@ -105,12 +107,13 @@ impl Uses {
         let noted = std::mem::take(&mut *self.noted.lock());
         let begun = Instant::now();
         let recorded = self.add(&noted, objects, cache, replica).await;
-        match recorded {
-            Ok(()) => *self.recorded.lock() = Some(begun),
-            Err(_) => {
-                let mut again = self.noted.lock();
-                again.is_part |= noted.is_part;
-                noted.digests.into_iter().for_each(|digest| again.add(digest));
+        if recorded.is_ok() {
+            *self.recorded.lock() = Some(begun);
+        } else {
+            let mut again = self.noted.lock();
+            again.is_part |= noted.is_part;
+            for digest in noted.digests {
+                again.add(digest);
             }
         }
         recorded
@@ -127,9 +130,12 @@ impl Uses {
         let key = key(day, replica);
         let (mut digests, mut is_whole) = match &before {
             Read::Missing => (HashSet::new(), true),
-            Read::List(list) => (list.iter().collect(), list.is_whole()),
+            Read::List(list) => (all_of(list).await, list.is_whole()),
             Read::Broken => {
-                tracing::warn!(key, "this object of the bucket isn't the list of uses that it should be; nothing is swept while it is there");
+                tracing::warn!(
+                    key,
+                    "this object of the bucket isn't the list of uses that it should be; nothing is swept while it is there"
+                );
                 return Ok(());
             }
         };
@@ -150,7 +156,7 @@ impl Uses {
         {
             return Ok(());
         }
-        let bytes = Digests::encode(digests.into_iter().collect(), is_whole);
+        let bytes = Digests::encoded(digests.into_iter().collect(), is_whole).await?;
         objects.put(&key, vec![bytes]).await
     }
 
@@ -165,6 +171,17 @@ impl Uses {
         };
         today.unwrap_or_default().max(unrecorded) + MARGIN
     }
+}
+
+async fn all_of(list: &Digests) -> HashSet<Digest> {
+    let mut digests = HashSet::with_capacity(list.len());
+    for (number, digest) in list.iter().enumerate() {
+        digests.insert(digest);
+        if number % PAGE == PAGE - 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+    digests
 }
 
 /// The bucket's day, and what the replica's object for it is.

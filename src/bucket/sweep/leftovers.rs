@@ -22,7 +22,10 @@ pub(super) async fn remove(objects: &Objects, keys: &[String]) -> Result<(), Buc
 
 /// Ends the uploads of content that began more than a day ago; how many. Only S3 lists them: the others
 /// remove them by themselves, or by a rule of the bucket.
-pub(super) async fn end_uploads(objects: &Objects, now: SystemTime) -> Result<u64, BucketError> {
+pub(in crate::bucket) async fn end_uploads(
+    objects: &Objects,
+    now: SystemTime,
+) -> Result<u64, BucketError> {
     let mut ended = 0;
     for algorithm in Algorithm::ALL {
         let prefix = keys::blobs(algorithm, None);

@@ -162,13 +162,13 @@ impl Pass<'_> {
     ) {
         let (digest, tag) = match name {
             Name::Layer(digest) | Name::Revision(digest) => (digest, None),
-            Name::TagIndex(tag, digest) => match tag.parse::<Tag>() {
-                Ok(tag) => (digest, Some(tag)),
-                Err(_) => {
+            Name::TagIndex(tag, digest) => {
+                let Ok(tag) = tag.parse::<Tag>() else {
                     links.foreign += 1;
                     return;
-                }
-            },
+                };
+                (digest, Some(tag))
+            }
             Name::TagCurrent(_) => {
                 links.objects += 1;
                 return;
@@ -196,7 +196,10 @@ impl Pass<'_> {
             facts.add(LINKED);
         }
         if facts.any(DUE) {
-            let is_newer = self.marks.began().is_none_or(|began| object.modified >= began);
+            let is_newer = self
+                .marks
+                .began()
+                .is_none_or(|began| object.modified >= began);
             if is_newer || links.due.len() >= MAX_LINKS {
                 facts.add(LINKED);
                 return;
@@ -212,7 +215,9 @@ impl Pass<'_> {
     }
 
     fn missing(&self, digest: &Digest) -> Option<(To, &Facts)> {
-        let at = self.missing.binary_search_by(|other| other.digest.cmp(digest));
+        let at = self
+            .missing
+            .binary_search_by(|other| other.digest.cmp(digest));
         let at = at.ok()?;
         let missing = self.missing.get(at)?;
         Some((To::Missing(u32::try_from(at).ok()?), &missing.facts))
@@ -227,7 +232,10 @@ impl Pass<'_> {
     fn dangles(&self, links: &mut Links, is_hosted: bool, digest: Digest, object: &Object) {
         if is_hosted {
             links.lost += 1;
-        } else if self.is_settled(object) && links.dangling.len() < MAX_MARKED && !self.marks.contain(&digest) {
+        } else if self.is_settled(object)
+            && links.dangling.len() < MAX_MARKED
+            && !self.marks.contain(&digest)
+        {
             links.dangling.insert(digest);
         }
     }

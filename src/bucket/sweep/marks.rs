@@ -18,6 +18,8 @@ use crate::oci::Digest;
 const DIRECTORY: &str = "millpond/sweep/marked";
 /// How long what is marked is left alone.
 pub(super) const DUE_AFTER: Duration = Duration::from_hours(48);
+/// How far the times may be apart that a bucket tells of the same moment: in its dates, and of its objects.
+const MARGIN: Duration = Duration::from_mins(1);
 /// How long a mark counts.
 pub(super) const FORGOTTEN_AFTER: Duration = Duration::from_hours(7 * 24);
 /// Digests that one sweep marks or deletes, at most: the others have to wait for the next one.
@@ -101,7 +103,9 @@ impl Marks {
     /// Whether it is marked, due or not.
     pub(super) fn contain(&self, digest: &Digest) -> bool {
         let due = self.due.iter().map(|mark| &mark.digests);
-        { due }.chain(&self.others).any(|marked| marked.contains(digest))
+        { due }
+            .chain(&self.others)
+            .any(|marked| marked.contains(digest))
     }
 }
 
@@ -112,9 +116,10 @@ pub(super) async fn write(
     began: SystemTime,
     digests: Vec<Digest>,
 ) -> Result<(), BucketError> {
-    let seconds = began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = began.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = seconds.saturating_sub(MARGIN).as_secs();
     let key = format!("{DIRECTORY}/{seconds}-{replica}-{:08x}", fastrand::u32(..));
-    let list = Digests::encode(digests, true);
+    let list = Digests::encoded(digests, true).await?;
     patiently(|| objects.put(&key, vec![list.clone()])).await
 }
 

@@ -46,6 +46,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use announcement::Announcement;
+pub(super) use leftovers::end_uploads;
 use links::{Links, Missing, Pass};
 use marks::{MAX_MARKED, Marks};
 use patience::patiently;
@@ -57,6 +58,7 @@ use super::client::Objects;
 use super::digests::Digests;
 use super::error::BucketError;
 use super::retention::Retention;
+use crate::error_chain::on_one_line;
 use crate::metrics::{BucketMetrics, BucketSwept};
 use crate::oci::{Digest, RepoName};
 
@@ -159,7 +161,12 @@ impl Sweep {
         processed.extend(record.old);
         leftovers::remove(objects, &processed).await?;
         patiently(|| announcement::remove_void(objects)).await?;
-        report.uploads_ended = leftovers::end_uploads(objects, began).await?;
+        match end_uploads(objects, began).await {
+            Ok(ended) => report.uploads_ended = ended,
+            Err(error) => {
+                tracing::warn!(error = %on_one_line(&error), "uploads to the bucket that were never finished can't be removed");
+            }
+        }
         self.tell(&report);
         Ok(report)
     }
@@ -170,7 +177,7 @@ impl Sweep {
         if due.is_empty() {
             return Ok(None);
         }
-        let list = Digests::encode(due, true);
+        let list = Digests::encoded(due, true).await?;
         let announcement = Announcement::make(&self.objects, &self.replica, list).await?;
         Ok(Some(announcement))
     }

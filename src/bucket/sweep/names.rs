@@ -64,12 +64,18 @@ mod tests {
             for tag in ["latest", "_layers", "current", "index"] {
                 let (repo, tag) = ("ghcr.io/owner/app".parse().unwrap(), tag.parse().unwrap());
                 for (key, name) in [
-                    (keys::link(&repo, LinkKind::Layer, &digest), Name::Layer(digest)),
+                    (
+                        keys::link(&repo, LinkKind::Layer, &digest),
+                        Name::Layer(digest),
+                    ),
                     (
                         keys::link(&repo, LinkKind::Revision, &digest),
                         Name::Revision(digest),
                     ),
-                    (keys::tag_current(&repo, &tag), Name::TagCurrent(tag.as_str())),
+                    (
+                        keys::tag_current(&repo, &tag),
+                        Name::TagCurrent(tag.as_str()),
+                    ),
                     (
                         keys::tag_index(&repo, &tag, &digest),
                         Name::TagIndex(tag.as_str(), digest),

@@ -62,13 +62,19 @@ pub(super) async fn read(
             Read::List(list) => {
                 record.is_whole &= list.is_whole();
                 if !list.is_whole() {
-                    tracing::warn!(key, "a replica has used too much to list all of it: nothing is swept for a while");
+                    tracing::warn!(
+                        key,
+                        "a replica has used too much to list all of it: nothing is swept for a while"
+                    );
                 }
                 add(rows, &list, day).await;
             }
             Read::Broken => {
                 record.is_whole = false;
-                tracing::warn!(key, "a list of uses in the bucket is broken: nothing is swept until it is removed or too old to count");
+                tracing::warn!(
+                    key,
+                    "a list of uses in the bucket is broken: nothing is swept until it is removed or too old to count"
+                );
             }
         }
     }
@@ -90,7 +96,9 @@ async fn add(rows: &mut Rows, list: &Digests, day: Day) {
 
 async fn begin(rows: &mut Rows, first: Day) {
     for part in rows.parts_mut() {
-        part.iter_mut().for_each(|row| row.used(first));
+        for row in part {
+            row.used(first);
+        }
         tokio::task::yield_now().await;
     }
 }

@@ -8,7 +8,7 @@
 use std::collections::BinaryHeap;
 
 use futures_util::StreamExt as _;
-use futures_util::stream;
+use futures_util::stream::FuturesUnordered;
 
 use super::patience::patiently;
 use super::rows::{Found, HOSTED, MANIFEST, Place, READ, Rows};
@@ -40,11 +40,8 @@ pub(super) async fn follow(
     }
     while let Some(day) = heap.peek().map(|(day, _)| *day) {
         let manifests = next(&mut heap, rows, day);
-        let read = manifests.into_iter().map(|digest| async move {
-            let children = patiently(|| children(objects, &digest)).await?;
-            Ok::<_, BucketError>(children)
-        });
-        let mut read = stream::iter(read).buffer_unordered(READERS);
+        let read = manifests.into_iter();
+        let mut read: FuturesUnordered<_> = read.map(|digest| read_one(objects, digest)).collect();
         while let Some(children) = read.next().await {
             for child in children? {
                 raise(&mut heap, rows, &child, day);
@@ -82,13 +79,18 @@ fn raise(heap: &mut BinaryHeap<(Day, Place)>, rows: &mut Rows, child: &Digest, d
     }
 }
 
+async fn read_one(objects: &Objects, digest: Digest) -> Result<Vec<Digest>, BucketError> {
+    patiently(|| children(objects, &digest)).await
+}
+
 /// What a manifest refers to. Nothing where it isn't one: then nobody can pull it either.
 async fn children(objects: &Objects, digest: &Digest) -> Result<Vec<Digest>, BucketError> {
     let key = keys::blob(digest);
     let bytes = match objects.get_small(&key, MAX_MANIFEST, None).await {
         Ok(Small::Whole(bytes, _)) => bytes,
-        Ok(Small::Missing | Small::Unchanged) => return Ok(Vec::new()),
-        Err(BucketError::TooLarge { .. }) => return Ok(Vec::new()),
+        Ok(Small::Missing | Small::Unchanged) | Err(BucketError::TooLarge { .. }) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error),
     };
     let is_right = Digest::of(digest.algorithm(), &bytes) == *digest;

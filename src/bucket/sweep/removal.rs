@@ -7,8 +7,8 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 
 use super::announcement::Announcement;
 use super::links::{Links, Missing, Removed};
@@ -63,34 +63,56 @@ impl Removal<'_> {
         &self,
         selection: &mut Selection,
     ) -> Result<(Removals, bool), BucketError> {
-        let mut removals = Removals::default();
-        let due = self.due(selection).await;
-        let contents = due.into_iter().map(|place| self.content(place));
-        let missing = self.missing.iter().map(|missing| self.absence(missing));
-        let mut has_time = true;
-        // To the end, also when there is no more time: a deletion that is dropped may still be done later.
-        let mut ended = stream::iter(contents).buffer_unordered(REQUESTS);
-        while let Some(step) = ended.next().await {
-            match step? {
-                Content::Deleted(bytes) => {
+        let (mut removals, mut has_time) = (Removals::default(), true);
+        // Each to its end, also when there is no more time: a deletion that is dropped may still be done later.
+        let (mut due, mut running) = (
+            self.due(selection).await.into_iter(),
+            FuturesUnordered::new(),
+        );
+        loop {
+            running.extend(
+                due.by_ref()
+                    .take(REQUESTS - running.len())
+                    .map(|place| self.content(place)),
+            );
+            match running.next().await.transpose()? {
+                None => break,
+                Some(Content::Deleted(bytes)) => {
                     removals.deleted += 1;
                     removals.bytes += bytes;
                 }
-                Content::Stays => {}
-                Content::Late => has_time = false,
+                Some(Content::Stays) => {}
+                Some(Content::Late) => has_time = false,
             }
         }
-        let mut ended = stream::iter(missing).buffer_unordered(REQUESTS);
-        while let Some(step) = ended.next().await {
-            step?;
+        let (mut missing, mut running) = (self.missing.iter(), FuturesUnordered::new());
+        loop {
+            running.extend(
+                missing
+                    .by_ref()
+                    .take(REQUESTS - running.len())
+                    .map(|missing| self.absence(missing)),
+            );
+            if running.next().await.transpose()?.is_none() {
+                break;
+            }
         }
-        let links = self.links.removed(self.rows, self.missing);
-        let links = links.map(|link| self.link(link));
-        let mut ended = stream::iter(links).buffer_unordered(REQUESTS);
-        while let Some(step) = ended.next().await {
-            let is_removed = step?;
-            has_time &= is_removed;
-            removals.links += u64::from(is_removed);
+        let mut links = self.links.removed(self.rows, self.missing);
+        let mut running = FuturesUnordered::new();
+        loop {
+            running.extend(
+                links
+                    .by_ref()
+                    .take(REQUESTS - running.len())
+                    .map(|link| self.link(link)),
+            );
+            match running.next().await.transpose()? {
+                None => break,
+                Some(is_removed) => {
+                    has_time &= is_removed;
+                    removals.links += u64::from(is_removed);
+                }
+            }
         }
         Ok((removals, has_time))
     }
@@ -176,8 +198,9 @@ impl Removal<'_> {
     async fn names(&self, current: &str, digest: &Digest) -> Result<bool, BucketError> {
         let text = match self.objects.get_small(current, MAX_TAG, None).await {
             Ok(Small::Whole(text, _)) => text,
-            Ok(Small::Missing | Small::Unchanged) => Bytes::new(),
-            Err(BucketError::TooLarge { .. }) => Bytes::new(),
+            Ok(Small::Missing | Small::Unchanged) | Err(BucketError::TooLarge { .. }) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         let named = str::from_utf8(&text).ok();

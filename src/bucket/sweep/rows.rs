@@ -202,10 +202,12 @@ impl Rows {
     pub(super) fn parts(&self) -> impl Iterator<Item = impl Iterator<Item = (Place, &Row)>> {
         let parts = (0..=u8::MAX).zip(&self.parts);
         let parts = parts.filter_map(|(part, rows)| Some((part, rows.as_ref()?)));
-        parts.filter(|(_, rows)| !rows.is_empty()).map(|(part, rows)| {
-            let rows = (0..).zip(rows);
-            rows.map(move |(at, row)| (Place { part, at }, row))
-        })
+        parts
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(part, rows)| {
+                let rows = (0..).zip(rows);
+                rows.map(move |(at, row)| (Place { part, at }, row))
+            })
     }
 
     /// One part that has rows after the other.
@@ -251,7 +253,9 @@ mod tests {
                 assert_eq!(found, Found::Unlisted);
                 continue;
             }
-            let Found::At(place) = found else { panic!("{digest}") };
+            let Found::At(place) = found else {
+                panic!("{digest}")
+            };
             let row = rows.get(place).unwrap();
             assert_eq!((row.digest(), row.modified()), (*digest, at));
             assert_eq!(row.last > Day::of(at), digest == used);

@@ -29,7 +29,9 @@ impl Selection {
     pub(super) async fn of(rows: &Rows, retention: &Retention, now: SystemTime) -> Self {
         let mut selection = Self {
             now,
-            expired: retention.ttl.map_or(Day::default(), |ttl| Day::of(before(now, ttl))),
+            expired: retention
+                .ttl
+                .map_or(Day::default(), |ttl| Day::of(before(now, ttl))),
             above: (Day::default(), 0),
         };
         let Some(max_size) = retention.max_size else {
@@ -129,7 +131,8 @@ mod tests {
         let mut selection = Selection::of(rows, &retention, now()).await;
         let all = rows.parts().flatten().map(|(_, row)| row);
         let taken = all.filter(|row| selection.takes(row));
-        let age = |row: &Row| now().duration_since(row.modified()).unwrap().as_secs() / DAY.as_secs();
+        let age =
+            |row: &Row| now().duration_since(row.modified()).unwrap().as_secs() / DAY.as_secs();
         let mut ages: Vec<_> = taken.map(age).collect();
         ages.sort_unstable();
         ages
@@ -139,11 +142,17 @@ mod tests {
     async fn content_goes_a_whole_ttl_after_the_day_of_its_last_use() {
         let all: Vec<_> = (0..40).map(|age| (age, 1)).collect();
         let (rows, ttl) = (rows(&all), DAY * 30);
-        assert_eq!(selected(&rows, Some(ttl), None).await, (31..40).collect::<Vec<_>>());
+        assert_eq!(
+            selected(&rows, Some(ttl), None).await,
+            (31..40).collect::<Vec<_>>()
+        );
         assert_eq!(selected(&rows, None, None).await, [] as [u64; 0]);
         // However short the TTL is.
         let ttl = Duration::from_secs(1);
-        assert_eq!(selected(&rows, Some(ttl), None).await, (2..40).collect::<Vec<_>>());
+        assert_eq!(
+            selected(&rows, Some(ttl), None).await,
+            (2..40).collect::<Vec<_>>()
+        );
     }
 
     #[tokio::test]

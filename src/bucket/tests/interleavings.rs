@@ -55,7 +55,7 @@ impl Scene {
     /// what is being deleted.
     fn watched(&self, is_sweeper: bool) -> impl Fn(&Request) -> bool + Send + Sync + use<> {
         let hex = self.digest.hex();
-        let first = format!("blobs/sha256/{}", &hex[..2]);
+        let first = format!("blobs/sha256/{:02x}", self.digest.first_byte());
         move |request: &Request| {
             if request.key.starts_with("millpond/sweep/deleting") {
                 return match request.kind {
@@ -71,9 +71,14 @@ impl Scene {
 
     /// The content is marked, and that is due.
     async fn mark(&self) {
-        let began = self.world.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let began = self
+            .world
+            .now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
         let key = format!("millpond/sweep/marked/{}-x", began.as_secs());
-        self.world.put(&key, Digests::encode(vec![self.digest], true));
+        self.world
+            .put(&key, Digests::encode(vec![self.digest], true));
         tokio::time::advance(DAY * 2).await;
     }
 
@@ -146,7 +151,9 @@ fn marker(scene: &Arc<Scene>) -> (Arc<Actor>, Running) {
 }
 
 fn linker(scene: &Arc<Scene>, name: &'static str) -> (Arc<Actor>, Running) {
-    actor((scene, false), move |scene, actor| async move { scene.link(&actor, name).await })
+    actor((scene, false), move |scene, actor| async move {
+        scene.link(&actor, name).await;
+    })
 }
 
 /// Runs scenes in the orders that the choices go through. Returns how many there were, and what was done in
@@ -176,9 +183,12 @@ async fn try_orders<F: Future<Output = Arc<Scene>>>(
 
 fn assert_right((runs, wrong): (usize, Vec<String>), at_least: usize) {
     let count = wrong.len();
-    assert!(count == 0, "{count} of {runs} orders are wrong; the first:\n{}", wrong[0]);
+    assert!(
+        count == 0,
+        "{count} of {runs} orders are wrong; the first:\n{}",
+        wrong[0]
+    );
     assert!(runs >= at_least, "only {runs} orders");
-    eprintln!("{runs} orders");
 }
 
 fn above_limit() -> Retention {
@@ -202,6 +212,20 @@ async fn what_is_linked_while_it_is_deleted_is_readable() {
         let ended = try_orders(Choices::all(), make, actors, |scene| scene.is_readable("b")).await;
         assert_right(ended, 100);
     }
+}
+
+/// The link is older than the mark: it has to be written again.
+#[tokio::test(start_paused = true)]
+async fn what_is_linked_again_while_it_is_deleted_is_readable() {
+    let content = content().await;
+    let make = || async {
+        let scene = Scene::new(&content, DAY * 5, above_limit());
+        scene.mark().await;
+        Arc::new(scene)
+    };
+    let actors = |scene: &_| vec![sweeper(scene), linker(scene, "a")];
+    let ended = try_orders(Choices::all(), make, actors, |scene| scene.is_readable("a")).await;
+    assert_right(ended, 100);
 }
 
 /// The same from the first look of the sweep that marks it on.
@@ -238,7 +262,11 @@ async fn a_replica_that_reads_no_lists_would_lose_its_link() {
     let actors = |scene: &_| vec![sweeper(scene), careless(scene)];
     let (runs, wrong) =
         try_orders(Choices::all(), make, actors, |scene| scene.is_readable("b")).await;
-    assert!(!wrong.is_empty() && wrong.len() < runs / 2, "{} of {runs}", wrong.len());
+    assert!(
+        !wrong.is_empty() && wrong.len() < runs / 2,
+        "{} of {runs}",
+        wrong.len()
+    );
 }
 
 /// Two replicas sweep at the same time, and one links.
@@ -252,9 +280,24 @@ async fn two_sweeps_at_once_do_no_harm() {
             Arc::new(scene)
         };
         let actors = |scene: &_| vec![sweeper(scene), sweeper(scene), linker(scene, "b")];
-        let ended =
-            try_orders(Choices::some(7, 400), make, actors, |scene| scene.is_readable("b")).await;
-        assert_right(ended, 400);
+        let ended = try_orders(Choices::some(7, 200), make, actors, |scene| {
+            scene.is_readable("b")
+        })
+        .await;
+        assert_right(ended, 200);
+    }
+}
+
+/// A link relies on content for a while: content that has little time left is written again.
+#[tokio::test(start_paused = true)]
+async fn content_that_is_linked_late_is_written_again() {
+    let content = content().await;
+    for (age, is_written) in [(DAY * 25, false), (DAY * 26, true)] {
+        let scene = Scene::new(&content, age, only_ttl());
+        let key = keys::blob(&scene.digest);
+        let before = scene.world.modified(&key);
+        scene.link(&Arc::default(), "b").await;
+        assert_eq!(scene.world.modified(&key) != before, is_written);
     }
 }
 
@@ -273,7 +316,10 @@ async fn two_sweeps_at_once_remove_everything_that_is_due() {
             && !scene.world.has_link("a", &scene.digest)
             && scene.world.keys("millpond/sweep").is_empty()
     };
-    assert_right(try_orders(Choices::some(3, 300), make, actors, is_gone).await, 300);
+    assert_right(
+        try_orders(Choices::some(3, 300), make, actors, is_gone).await,
+        300,
+    );
 }
 
 /// A tag moves on while what it named is deleted.
@@ -327,7 +373,10 @@ async fn a_sweep_that_is_killed_does_no_harm() {
                 };
                 let actor = Arc::new(Actor::watched(watched));
                 let (sweeping, sweeper) = (Arc::clone(&scene), Arc::clone(&actor));
-                let killed = (actor, Box::pin(async move { sweeping.sweep(&sweeper).await }) as _);
+                let killed = (
+                    actor,
+                    Box::pin(async move { sweeping.sweep(&sweeper).await }) as _,
+                );
                 is_over = orders::run_until(killed, requests).await;
                 scene.swept.cancel();
                 if links {
@@ -344,7 +393,11 @@ async fn a_sweep_that_is_killed_does_no_harm() {
                 assert_eq!(scene.world.has_content(&scene.digest), links, "{what}");
                 if !links {
                     assert!(!scene.world.has_link("a", &scene.digest), "{what}");
-                    assert_eq!(scene.world.keys("millpond/sweep"), [] as [&str; 0], "{what}");
+                    assert_eq!(
+                        scene.world.keys("millpond/sweep"),
+                        [] as [&str; 0],
+                        "{what}"
+                    );
                 }
             }
         }

@@ -1,9 +1,11 @@
 //! Tests of the bucket over one in memory: uses, the sweep, and who writes links meanwhile.
 
 mod interleavings;
+mod keeping;
 mod orders;
 mod store;
 mod sweeping;
+mod unfinished;
 mod uses;
 
 use std::sync::Arc;
@@ -94,9 +96,11 @@ fn image(name: &str) -> (Digest, Bytes) {
 /// A manifest with these layers.
 fn manifest(name: &str, layers: &[Digest]) -> (Digest, Bytes) {
     let config = Digest::of(Algorithm::Sha256, name.as_bytes());
-    let descriptor = |digest: &Digest| serde_json::json!({
-        "mediaType": "application/octet-stream", "digest": digest.to_string(), "size": 9,
-    });
+    let descriptor = |digest: &Digest| {
+        serde_json::json!({
+            "mediaType": "application/octet-stream", "digest": digest.to_string(), "size": 9,
+        })
+    };
     let layers: Vec<_> = layers.iter().map(descriptor).collect();
     let document = serde_json::json!({
         "schemaVersion": 2,
@@ -123,7 +127,11 @@ impl World {
         let at = self.now() - age;
         self.put_at(&keys::blob(&digest), content.clone(), at);
         for (name, kind) in links {
-            self.put_at(&keys::link(&repo(name), *kind, &digest), digest.to_string(), at);
+            self.put_at(
+                &keys::link(&repo(name), *kind, &digest),
+                digest.to_string(),
+                at,
+            );
         }
         digest
     }
@@ -144,7 +152,10 @@ impl World {
     /// Uses have been recorded for a long time.
     fn put_record(&self) {
         let day = Day::of(self.now() - TTL - DAY);
-        self.put(&format!("millpond/uses/{day}/first"), Digests::encode(Vec::new(), true));
+        self.put(
+            &format!("millpond/uses/{day}/first"),
+            Digests::encode(Vec::new(), true),
+        );
     }
 
     fn has_content(&self, digest: &Digest) -> bool {
@@ -159,8 +170,12 @@ impl World {
     /// The digests that are marked.
     fn marked(&self) -> Vec<Digest> {
         let marks = self.keys("millpond/sweep/marked/");
-        let lists = marks.iter().map(|key| Digests::decode(&self.get(key).unwrap()).unwrap());
-        lists.flat_map(|list| list.iter().collect::<Vec<_>>()).collect()
+        let lists = marks
+            .iter()
+            .map(|key| Digests::decode(&self.get(key).unwrap()).unwrap());
+        lists
+            .flat_map(|list| list.iter().collect::<Vec<_>>())
+            .collect()
     }
 
     /// As a replica with a right clock sees it, whose requests never wait.

@@ -62,6 +62,7 @@ pub(super) enum Failure {
     Lost,
 }
 
+type Watched = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 type Rule<T> = Box<dyn FnMut(&Request) -> T + Send>;
 
 struct State {
@@ -106,7 +107,15 @@ impl World {
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Bytes> {
-        self.0.lock().objects.get(key).map(|(bytes, _)| bytes.clone())
+        self.0
+            .lock()
+            .objects
+            .get(key)
+            .map(|(bytes, _)| bytes.clone())
+    }
+
+    pub(super) fn modified(&self, key: &str) -> Option<SystemTime> {
+        self.0.lock().objects.get(key).map(|(_, at)| *at)
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -157,7 +166,7 @@ impl World {
 pub(super) struct Actor {
     steps: Mutex<Steps>,
     /// Which of its requests wait until they are let go on; without this, none.
-    watched: Option<Box<dyn Fn(&Request) -> bool + Send + Sync>>,
+    watched: Option<Watched>,
     /// Whether it waits for another actor.
     pub(super) is_blocked: AtomicBool,
 }
@@ -242,7 +251,12 @@ impl Store {
         let key = path.as_ref().strip_prefix("root").unwrap();
         let key = key.trim_start_matches('/').to_owned();
         let request = Request { kind, key };
-        if self.actor.watched.as_ref().is_some_and(|watched| watched(&request)) {
+        if self
+            .actor
+            .watched
+            .as_ref()
+            .is_some_and(|watched| watched(&request))
+        {
             self.actor.turn(&request).await;
         }
         let failure = {
@@ -268,7 +282,9 @@ impl Store {
             location: Path::parse(format!("root/{key}")).unwrap(),
             // Of whole seconds, as in an answer.
             last_modified: (SystemTime::UNIX_EPOCH
-                + Duration::from_secs(at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()))
+                + Duration::from_secs(
+                    at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs(),
+                ))
             .into(),
             size: bytes.len() as u64,
             e_tag: None,
@@ -285,10 +301,10 @@ impl Store {
 }
 
 fn ended<T>(is_lost: bool, result: T) -> Result<T> {
-    match is_lost {
-        true => Err(unavailable()),
-        false => Ok(result),
+    if is_lost {
+        return Err(unavailable());
     }
+    Ok(result)
 }
 
 #[async_trait]
@@ -318,10 +334,7 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let kind = match options.head {
-            true => Kind::Head,
-            false => Kind::Get,
-        };
+        let kind = if options.head { Kind::Head } else { Kind::Get };
         let (key, is_lost) = self.begin(kind, path).await?;
         let object = self.world.0.lock().objects.get(&key).cloned();
         let object = object.ok_or_else(|| Self::missing(path))?;
@@ -378,11 +391,15 @@ impl ObjectStore for Store {
                     let below = below.take_while(|(key, _)| key.starts_with(&directory));
                     let mut rest = below.skip_while(|(key, _)| **key <= from).peekable();
                     let page = rest.by_ref().take(PAGE);
-                    let page: Vec<_> = page.map(|(key, object)| Ok(Self::meta(key, object))).collect();
-                    let next = rest.peek().and(page.last().map(|last: &Result<ObjectMeta>| {
-                        let location = last.as_ref().unwrap().location.as_ref();
-                        location.strip_prefix("root/").unwrap().to_owned()
-                    }));
+                    let page: Vec<_> = page
+                        .map(|(key, object)| Ok(Self::meta(key, object)))
+                        .collect();
+                    let next = rest
+                        .peek()
+                        .and(page.last().map(|last: &Result<ObjectMeta>| {
+                            let location = last.as_ref().unwrap().location.as_ref();
+                            location.strip_prefix("root/").unwrap().to_owned()
+                        }));
                     (page, next)
                 };
                 ended(is_lost, Some((stream::iter(page), (store, next))))

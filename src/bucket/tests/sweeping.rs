@@ -34,15 +34,26 @@ async fn unused_content_goes_two_days_after_it_was_marked_with_its_links_and_tag
     let young = world.put_layer(DAY * 20, "young");
     let used = world.put_layer(DAY * 40, "used");
     world.put_use(DAY * 10, &[used]);
-    let (a, latest, stable) = (repo("a"), "latest".parse().unwrap(), "stable".parse().unwrap());
+    let (a, latest, stable) = (
+        repo("a"),
+        "latest".parse().unwrap(),
+        "stable".parse().unwrap(),
+    );
     for tag in [&latest, &stable] {
-        world.put_at(&keys::tag_index(&a, tag, &old), old.to_string(), epoch() - DAY * 40);
+        world.put_at(
+            &keys::tag_index(&a, tag, &old),
+            old.to_string(),
+            epoch() - DAY * 40,
+        );
     }
     world.put(&keys::tag_current(&a, &latest), format!("{old}\n"));
     // It has moved on.
     world.put(&keys::tag_current(&a, &stable), young.to_string());
     let first = run(&world, only_ttl()).await;
-    assert_eq!((first.objects, first.marked, first.removals.deleted), (3, 1, 0));
+    assert_eq!(
+        (first.objects, first.marked, first.removals.deleted),
+        (3, 1, 0)
+    );
     assert_eq!(world.marked(), [old]);
     tokio::time::advance(HOUR * 47).await;
     let again = run(&world, only_ttl()).await;
@@ -50,7 +61,10 @@ async fn unused_content_goes_two_days_after_it_was_marked_with_its_links_and_tag
     assert!(world.has_content(&old));
     tokio::time::advance(HOUR * 2).await;
     let last = run(&world, only_ttl()).await;
-    assert_eq!((last.removals.deleted, last.removals.bytes), (1, bytes.len() as u64));
+    assert_eq!(
+        (last.removals.deleted, last.removals.bytes),
+        (1, bytes.len() as u64)
+    );
     assert_eq!(last.removals.links, 4);
     assert!(!world.has_content(&old) && !world.has_link("a", &old) && !world.has_link("b/c", &old));
     assert!(!world.has(&keys::tag_current(&a, &latest)));
@@ -77,7 +91,10 @@ async fn what_is_used_written_or_linked_after_it_was_marked_stays() {
     world.put_use(Duration::ZERO, &[of["used"]]);
     world.put(&keys::blob(&of["written"]), "layer  written");
     world.put(&keys::link(&repo("b"), LinkKind::Layer, &of["linked"]), "x");
-    world.put(&keys::tag_index(&repo("b"), &"v1".parse().unwrap(), &of["tagged"]), "x");
+    world.put(
+        &keys::tag_index(&repo("b"), &"v1".parse().unwrap(), &of["tagged"]),
+        "x",
+    );
     tokio::time::advance(DUE).await;
     let report = run(&world, only_ttl()).await;
     assert_eq!(report.removals.deleted, 1);
@@ -113,10 +130,66 @@ async fn above_the_limit_the_least_recently_used_go() {
     let (marked, swept) = run_twice(&world, retention).await;
     assert_eq!((marked.bytes, marked.marked), (140, 3));
     assert_eq!((swept.removals.deleted, swept.marked), (3, 0));
-    let stays: Vec<_> = layers.iter().map(|layer| world.has_content(layer)).collect();
-    assert_eq!(stays, [true, true, true, true, true, true, false, false, false, true]);
+    let stays: Vec<_> = layers
+        .iter()
+        .map(|layer| world.has_content(layer))
+        .collect();
+    assert_eq!(
+        stays,
+        [
+            true, true, true, true, true, true, false, false, false, true
+        ]
+    );
     let (marked, swept) = run_twice(&world, retention).await;
     assert_eq!((marked.marked, swept.removals.deleted), (0, 0));
+}
+
+/// Also where it is among the least recently used again.
+#[tokio::test(start_paused = true)]
+async fn a_use_after_the_mark_spares_content_above_the_limit() {
+    let world = World::new();
+    world.put_record();
+    let (used, unused) = (
+        world.put_layer(DAY * 9, "used"),
+        world.put_layer(DAY * 9, "unused"),
+    );
+    let nothing = Retention {
+        ttl: None,
+        max_size: Some(0),
+    };
+    assert_eq!(run(&world, nothing).await.marked, 2);
+    tokio::time::advance(HOUR).await;
+    world.put_use(Duration::ZERO, &[used]);
+    tokio::time::advance(DAY * 5).await;
+    assert_eq!(run(&world, nothing).await.removals.deleted, 1);
+    assert!(world.has_content(&used) && !world.has_content(&unused));
+}
+
+/// By somebody who knows nothing of sweeps, as another registry.
+#[tokio::test(start_paused = true)]
+async fn content_that_is_written_after_it_was_listed_stays() {
+    let world = World::new();
+    world.put_record();
+    let old = world.put_layer(DAY * 40, "old");
+    run(&world, only_ttl()).await;
+    tokio::time::advance(DUE).await;
+    let key = keys::blob(&old);
+    let watched = key.clone();
+    let actor = Arc::new(Actor::watched(move |request: &Request| {
+        request.key == watched
+    }));
+    let sweep = sweep(world.objects(&actor, epoch()), only_ttl());
+    let writing = async {
+        while actor.waits().is_none() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(actor.waits().unwrap().kind, Kind::Head);
+        world.put(&key, "layer      old");
+        actor.go_on();
+    };
+    let (report, ()) = tokio::join!(sweep.run(), writing);
+    assert_eq!(report.unwrap().removals.deleted, 0);
+    assert!(world.has_content(&old) && world.has_link("a", &old));
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,12 +313,12 @@ async fn foreign_keys_are_left_alone_and_counted() {
     let world = World::new();
     world.put_record();
     let old = world.put_layer(DAY * 40, "old");
-    let hex = old.hex();
+    let (hex, first) = (old.hex(), format!("{:02x}", old.first_byte()));
     let blobs = "docker/registry/v2/blobs/sha256";
     let foreign = [
-        format!("{blobs}/{}/notes.txt", &hex[..2]),
-        format!("{blobs}/{}/{hex}/data2", &hex[..2]),
-        format!("{blobs}/{}/12345/data", &hex[..2]),
+        format!("{blobs}/{first}/notes.txt"),
+        format!("{blobs}/{first}/{hex}/data2"),
+        format!("{blobs}/{first}/12345/data"),
         "docker/registry/v2/repositories/readme".to_owned(),
         "docker/registry/v2/repositories/Upper/_layers/sha256/x/link".to_owned(),
         format!("docker/registry/v2/repositories/UPPER/_layers/sha256/{hex}/link"),
@@ -306,7 +379,11 @@ async fn wall_clocks_make_no_difference() {
         world.put_record();
         let old = world.put_layer(DAY * 32, "old");
         let young = world.put_layer(DAY * 29, "young");
-        for (at, wall) in [(0, epoch() - DAY * 30 + skew), (1, epoch() - skew), (2, epoch() + DAY)] {
+        for (at, wall) in [
+            (0, epoch() - DAY * 30 + skew),
+            (1, epoch() - skew),
+            (2, epoch() + DAY),
+        ] {
             let objects = world.objects(&Arc::default(), wall);
             sweep(objects, only_ttl()).run().await.unwrap();
             assert_eq!(world.has_content(&old), at < 2, "{at}");
@@ -332,7 +409,9 @@ async fn a_bucket_that_refuses_ends_the_sweep_and_one_that_fails_is_asked_again(
     let mut failed = std::collections::HashSet::new();
     let old = world.put_layer(DAY * 40, "old");
     let mut fail = move |request: &Request| {
-        failed.insert(request.to_string()).then_some(Failure::Unavailable)
+        failed
+            .insert(request.to_string())
+            .then_some(Failure::Unavailable)
     };
     world.fail(move |request| fail(request));
     sweep.run().await.unwrap();
@@ -368,7 +447,10 @@ async fn one_sweep_a_day_is_enough_for_all_replicas() {
     let world = World::new();
     world.put_record();
     let first = sweep(world.seen(), only_ttl());
-    let second = sweep(world.objects(&Arc::default(), epoch() + DAY * 9), only_ttl());
+    let second = sweep(
+        world.objects(&Arc::default(), epoch() + DAY * 9),
+        only_ttl(),
+    );
     assert!(first.sweep_if_due().await.unwrap().is_some());
     assert!(second.sweep_if_due().await.unwrap().is_none());
     tokio::time::advance(HOUR * 22).await;
@@ -393,11 +475,16 @@ async fn lists_are_read_once_and_a_page_at_a_time() {
     let requests = world.take_requests();
     let lists = |prefix: &str| {
         let lists = requests.iter().filter(|request| request.kind == Kind::List);
-        lists.filter(|request| request.key.starts_with(prefix)).count()
+        lists
+            .filter(|request| request.key.starts_with(prefix))
+            .count()
     };
     // None of the 256ths has more than a page.
     assert_eq!(lists("docker/registry/v2/blobs/sha256"), 256);
-    assert_eq!(lists("docker/registry/v2/repositories"), CONTENTS * 3 / PAGE);
+    assert_eq!(
+        lists("docker/registry/v2/repositories"),
+        CONTENTS * 3 / PAGE
+    );
     // Those of long digests, of marks, of uses and of what is being deleted.
     let all = requests.iter().filter(|request| request.kind == Kind::List);
     assert_eq!(all.count(), 256 + CONTENTS * 3 / PAGE + 4);

@@ -105,7 +105,10 @@ async fn too_many_notes_are_a_part() {
         bucket.note_use(&Digest::Sha256(digest));
     }
     record(&bucket).await;
-    let Read::List(list) = Digests::read(&world.seen(), &key(&world, "me")).await.unwrap() else {
+    let Read::List(list) = Digests::read(&world.seen(), &key(&world, "me"))
+        .await
+        .unwrap()
+    else {
         panic!("a list")
     };
     assert!(!list.is_whole());
@@ -127,7 +130,11 @@ fn members_have_different_keys() {
 #[test]
 fn keys_of_the_record_are_read_back() {
     assert_eq!(day("millpond/uses/2026-11-29/a"), Day::parse("2026-11-29"));
-    for foreign in ["millpond/uses/2026-11-29", "millpond/uses/x/a", "millpond/uses/2026-11-29/a/b"] {
+    for foreign in [
+        "millpond/uses/2026-11-29",
+        "millpond/uses/x/a",
+        "millpond/uses/2026-11-29/a/b",
+    ] {
         assert_eq!(day(foreign), None);
     }
 }
