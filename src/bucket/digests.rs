@@ -49,10 +49,8 @@ impl Digests {
     pub(super) fn encode(mut digests: Vec<Digest>, is_whole: bool) -> Bytes {
         digests.sort_unstable();
         digests.dedup();
-        let word = match is_whole && digests.len() <= MAX_DIGESTS {
-            true => "whole",
-            false => "part",
-        };
+        let has_all = is_whole && digests.len() <= MAX_DIGESTS;
+        let word = if has_all { "whole" } else { "part" };
         digests.truncate(MAX_DIGESTS);
         let is_short = |digest: &Digest| matches!(digest, Digest::Sha256(_));
         let short = digests.partition_point(is_short);
@@ -115,12 +113,11 @@ impl Digests {
             Err(BucketError::TooLarge { .. }) => return Ok(Read::Broken),
             Err(error) => return Err(error),
         };
-        let list = match bytes.len() <= QUICK * 32 {
-            true => Self::decode(&bytes),
-            false => {
-                let decoding = tokio::task::spawn_blocking(move || Self::decode(&bytes));
-                decoding.await.map_err(BucketError::failed)?
-            }
+        let list = if bytes.len() <= QUICK * 32 {
+            Self::decode(&bytes)
+        } else {
+            let decoding = tokio::task::spawn_blocking(move || Self::decode(&bytes));
+            decoding.await.map_err(BucketError::failed)?
         };
         Ok(list.map_or(Read::Broken, Read::List))
     }
@@ -216,10 +213,10 @@ mod tests {
 
     #[test]
     fn too_many_are_a_part() {
-        let digests: Vec<_> = (0..=MAX_DIGESTS as u32)
+        let digests: Vec<_> = (0..=MAX_DIGESTS)
             .map(|number| {
                 let mut digest = [0; 32];
-                digest[..4].copy_from_slice(&number.to_be_bytes());
+                digest[..8].copy_from_slice(&number.to_be_bytes());
                 Digest::Sha256(digest)
             })
             .collect();

@@ -113,15 +113,13 @@ impl Uses {
         let noted = std::mem::take(&mut *self.noted.lock());
         let begun = Instant::now();
         let recorded = self.add(&noted, objects, cache, replica).await;
-        match recorded {
-            Ok(()) => *self.recorded.lock() = Some(begun),
-            Err(_) => {
-                let mut again = self.noted.lock();
-                again.is_part |= noted.is_part;
-                noted
-                    .digests
-                    .into_iter()
-                    .for_each(|digest| again.add(digest));
+        if recorded.is_ok() {
+            *self.recorded.lock() = Some(begun);
+        } else {
+            let mut again = self.noted.lock();
+            again.is_part |= noted.is_part;
+            for digest in noted.digests {
+                again.add(digest);
             }
         }
         recorded

@@ -423,8 +423,8 @@ async fn tags_and_indexes_are_uploaded() {
     uploaded(&second).await;
     // Its link is written again, which tells the sweep that it is relied on; the tag isn't.
     let written = bucket.seen("PUT ");
-    assert_eq!(written.len(), 1);
-    assert!(written[0].line.contains("/_manifests/revisions/"));
+    let is_link = |line: &str| line.contains("/_manifests/revisions/");
+    assert!(!written.is_empty() && written.iter().all(|seen| is_link(&seen.line)));
     // The tag moves.
     let image = Image::oci(16);
     up.push("app", "1", &image);

@@ -56,7 +56,7 @@ async fn a_get_of_a_blob_in_the_bucket_is_redirected() {
     let (up, bucket) = registries().await;
     let m = redirecting(&up, &bucket).await;
     let (blob, path) = put_shared(&bucket, 1, MIB);
-    bucket.wait(1, "greeting").await;
+    bucket.wait(1, "list-type").await;
     bucket.take();
     let answer = m.get(&path).await;
     answer.expect(307, b"");
@@ -259,7 +259,7 @@ async fn clients_that_come_together_cost_the_bucket_two_requests() {
     let (up, bucket) = registries().await;
     let m = redirecting(&up, &bucket).await;
     let (blob, path) = put_shared(&bucket, 1, MIB);
-    bucket.wait(1, "greeting").await;
+    bucket.wait(1, "list-type").await;
     bucket.take();
     let gate = bucket.hold("HEAD ", 1);
     let all = join_all((0..20).map(|_| m.get(&path)));
@@ -281,7 +281,7 @@ async fn a_bucket_that_fails_gets_no_clients() {
     for failure in [Reply::error(403), Reply::error(503), Reply::hang_up()] {
         let (up, bucket) = registries().await;
         let m = redirecting(&up, &bucket).await;
-        bucket.wait(1, "greeting").await;
+        bucket.wait(1, "list-type").await;
         let (first, first_path) = put_blob(&up, 1, MIB);
         put(&bucket, "app", "_layers", &first);
         follow(&m.get(&first_path).await, None)
@@ -300,7 +300,7 @@ async fn a_bucket_that_fails_gets_no_clients() {
 async fn a_late_bucket_delays_a_pull_by_its_timeout() {
     let (up, bucket) = registries().await;
     let m = redirecting(&up, &bucket).await;
-    bucket.wait(1, "greeting").await;
+    bucket.wait(1, "list-type").await;
     let (blob, path) = put_blob(&up, 1, MIB);
     bucket.reply("/shared/docker", ALWAYS, Reply::silence());
     let waiting = async {

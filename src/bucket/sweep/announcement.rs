@@ -47,8 +47,9 @@ pub(super) const MARGIN: Duration = Duration::from_mins(1);
 pub(super) const DELETING: Duration = Duration::from_hours(2);
 /// When a list doesn't count any more: its sweep was killed, and what it has sent last has long been done.
 pub(super) const VOID: Duration = Duration::from_hours(6);
-/// How long lists count as read, while there is one and while there is none.
-const FRESH: (Duration, Duration) = (Duration::from_secs(30), Duration::from_mins(5));
+/// How long the lists count as read.
+const FRESH_WITHOUT_LISTS: Duration = Duration::from_mins(5);
+const FRESH_WITH_LISTS: Duration = Duration::from_secs(30);
 /// Less time isn't worth beginning with.
 const SHORTEST: Duration = Duration::from_mins(1);
 /// Lists that are read, at most. Each sweep has one.
@@ -198,9 +199,10 @@ impl Announced {
     async fn known(&self, objects: &Objects) -> Result<Arc<Known>, BucketError> {
         let before = self.0.lock().clone();
         if let Some(known) = &before {
-            let fresh = match known.lists.is_empty() {
-                true => FRESH.1,
-                false => FRESH.0,
+            let fresh = if known.lists.is_empty() {
+                FRESH_WITHOUT_LISTS
+            } else {
+                FRESH_WITH_LISTS
             };
             let age = objects.now().duration_since(known.read);
             if age.is_ok_and(|age| age < fresh) {

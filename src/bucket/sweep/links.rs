@@ -162,13 +162,13 @@ impl Pass<'_> {
     ) {
         let (digest, tag) = match name {
             Name::Layer(digest) | Name::Revision(digest) => (digest, None),
-            Name::TagIndex(tag, digest) => match tag.parse::<Tag>() {
-                Ok(tag) => (digest, Some(tag)),
-                Err(_) => {
+            Name::TagIndex(tag, digest) => {
+                let Ok(tag) = tag.parse::<Tag>() else {
                     links.foreign += 1;
                     return;
-                }
-            },
+                };
+                (digest, Some(tag))
+            }
             Name::TagCurrent(_) => {
                 links.objects += 1;
                 return;

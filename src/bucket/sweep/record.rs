@@ -96,7 +96,9 @@ async fn add(rows: &mut Rows, list: &Digests, day: Day) {
 
 async fn begin(rows: &mut Rows, first: Day) {
     for part in rows.parts_mut() {
-        part.iter_mut().for_each(|row| row.used(first));
+        for row in part {
+            row.used(first);
+        }
         tokio::task::yield_now().await;
     }
 }

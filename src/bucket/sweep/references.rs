@@ -88,8 +88,9 @@ async fn children(objects: &Objects, digest: &Digest) -> Result<Vec<Digest>, Buc
     let key = keys::blob(digest);
     let bytes = match objects.get_small(&key, MAX_MANIFEST, None).await {
         Ok(Small::Whole(bytes, _)) => bytes,
-        Ok(Small::Missing | Small::Unchanged) => return Ok(Vec::new()),
-        Err(BucketError::TooLarge { .. }) => return Ok(Vec::new()),
+        Ok(Small::Missing | Small::Unchanged) | Err(BucketError::TooLarge { .. }) => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error),
     };
     let is_right = Digest::of(digest.algorithm(), &bytes) == *digest;

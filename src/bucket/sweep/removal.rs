@@ -7,7 +7,6 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 
@@ -199,8 +198,9 @@ impl Removal<'_> {
     async fn names(&self, current: &str, digest: &Digest) -> Result<bool, BucketError> {
         let text = match self.objects.get_small(current, MAX_TAG, None).await {
             Ok(Small::Whole(text, _)) => text,
-            Ok(Small::Missing | Small::Unchanged) => Bytes::new(),
-            Err(BucketError::TooLarge { .. }) => Bytes::new(),
+            Ok(Small::Missing | Small::Unchanged) | Err(BucketError::TooLarge { .. }) => {
+                return Ok(false);
+            }
             Err(error) => return Err(error),
         };
         let named = str::from_utf8(&text).ok();

@@ -55,7 +55,7 @@ impl Scene {
     /// what is being deleted.
     fn watched(&self, is_sweeper: bool) -> impl Fn(&Request) -> bool + Send + Sync + use<> {
         let hex = self.digest.hex();
-        let first = format!("blobs/sha256/{}", &hex[..2]);
+        let first = format!("blobs/sha256/{:02x}", self.digest.first_byte());
         move |request: &Request| {
             if request.key.starts_with("millpond/sweep/deleting") {
                 return match request.kind {
@@ -152,7 +152,7 @@ fn marker(scene: &Arc<Scene>) -> (Arc<Actor>, Running) {
 
 fn linker(scene: &Arc<Scene>, name: &'static str) -> (Arc<Actor>, Running) {
     actor((scene, false), move |scene, actor| async move {
-        scene.link(&actor, name).await
+        scene.link(&actor, name).await;
     })
 }
 
@@ -189,7 +189,6 @@ fn assert_right((runs, wrong): (usize, Vec<String>), at_least: usize) {
         wrong[0]
     );
     assert!(runs >= at_least, "only {runs} orders");
-    eprintln!("{runs} orders");
 }
 
 fn above_limit() -> Retention {

@@ -191,9 +191,11 @@ impl Runner {
                 }
             }
             if !woken.0.load(SeqCst) {
-                self.standing = match self.actor.is_blocked.load(SeqCst) {
-                    true => Standing::Blocked,
-                    false => Standing::Sleeps,
+                let is_blocked = self.actor.is_blocked.load(SeqCst);
+                self.standing = if is_blocked {
+                    Standing::Blocked
+                } else {
+                    Standing::Sleeps
                 };
                 return;
             }

@@ -62,6 +62,7 @@ pub(super) enum Failure {
     Lost,
 }
 
+type Watched = Box<dyn Fn(&Request) -> bool + Send + Sync>;
 type Rule<T> = Box<dyn FnMut(&Request) -> T + Send>;
 
 struct State {
@@ -165,7 +166,7 @@ impl World {
 pub(super) struct Actor {
     steps: Mutex<Steps>,
     /// Which of its requests wait until they are let go on; without this, none.
-    watched: Option<Box<dyn Fn(&Request) -> bool + Send + Sync>>,
+    watched: Option<Watched>,
     /// Whether it waits for another actor.
     pub(super) is_blocked: AtomicBool,
 }
@@ -300,10 +301,10 @@ impl Store {
 }
 
 fn ended<T>(is_lost: bool, result: T) -> Result<T> {
-    match is_lost {
-        true => Err(unavailable()),
-        false => Ok(result),
+    if is_lost {
+        return Err(unavailable());
     }
+    Ok(result)
 }
 
 #[async_trait]
@@ -333,10 +334,7 @@ impl ObjectStore for Store {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let kind = match options.head {
-            true => Kind::Head,
-            false => Kind::Get,
-        };
+        let kind = if options.head { Kind::Head } else { Kind::Get };
         let (key, is_lost) = self.begin(kind, path).await?;
         let object = self.world.0.lock().objects.get(&key).cloned();
         let object = object.ok_or_else(|| Self::missing(path))?;

@@ -313,12 +313,12 @@ async fn foreign_keys_are_left_alone_and_counted() {
     let world = World::new();
     world.put_record();
     let old = world.put_layer(DAY * 40, "old");
-    let hex = old.hex();
+    let (hex, first) = (old.hex(), format!("{:02x}", old.first_byte()));
     let blobs = "docker/registry/v2/blobs/sha256";
     let foreign = [
-        format!("{blobs}/{}/notes.txt", &hex[..2]),
-        format!("{blobs}/{}/{hex}/data2", &hex[..2]),
-        format!("{blobs}/{}/12345/data", &hex[..2]),
+        format!("{blobs}/{first}/notes.txt"),
+        format!("{blobs}/{first}/{hex}/data2"),
+        format!("{blobs}/{first}/12345/data"),
         "docker/registry/v2/repositories/readme".to_owned(),
         "docker/registry/v2/repositories/Upper/_layers/sha256/x/link".to_owned(),
         format!("docker/registry/v2/repositories/UPPER/_layers/sha256/{hex}/link"),

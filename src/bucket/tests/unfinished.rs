@@ -87,25 +87,30 @@ impl Scripted {
 }
 
 fn listed(uploads: &[(&str, &str, Duration)], next: Option<(&str, &str)>) -> String {
-    let mut xml = String::from(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<ListMultipartUploadsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>shared</Bucket>",
+    let next = next.map_or(
+        "<IsTruncated>false</IsTruncated>".to_owned(),
+        |(key, id)| {
+            format!(
+                "<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{id}</NextUploadIdMarker>\
+             <IsTruncated>true</IsTruncated>"
+            )
+        },
     );
-    if let Some((key, id)) = next {
-        xml += &format!(
-            "<NextKeyMarker>{key}</NextKeyMarker><NextUploadIdMarker>{id}</NextUploadIdMarker>"
-        );
-    }
-    xml += &format!(
-        "<MaxUploads>1000</MaxUploads><IsTruncated>{}</IsTruncated>",
-        next.is_some()
-    );
-    for (key, id, age) in uploads {
+    let upload = |(key, id, age): &(&str, &str, Duration)| {
         let begun = humantime::format_rfc3339_millis(epoch() - *age);
-        xml += &format!(
-            "<Upload><Key>{key}</Key><UploadId>{id}</UploadId><Owner><ID>x</ID></Owner><StorageClass>STANDARD</StorageClass><Initiated>{begun}</Initiated></Upload>"
-        );
-    }
-    xml + "</ListMultipartUploadsResult>"
+        format!(
+            "<Upload><Key>{key}</Key><UploadId>{id}</UploadId><Owner><ID>x</ID></Owner>\
+             <StorageClass>STANDARD</StorageClass><Initiated>{begun}</Initiated></Upload>"
+        )
+    };
+    let uploads: Vec<_> = uploads.iter().map(upload).collect();
+    let name = "ListMultipartUploadsResult";
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <{name} xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>shared</Bucket>\
+         {next}{}</{name}>",
+        uploads.concat()
+    )
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +129,7 @@ async fn uploads_of_content_end_a_day_after_they_began() {
             listed(
                 &[
                     (&old, "1&amp;a", DAY),
-                    (&young, "2", DAY - HOUR),
+                    (&young, "2", HOUR * 23),
                     (
                         "a/root/docker/registry/v2/blobs/sha256/00/notes",
                         "3",
