@@ -251,14 +251,9 @@ impl App {
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
         let (replication, clients) = replicas::open(config, lookup, clock, &metrics).await?;
-        let cache = Cache::start(
-            store,
-            Arc::clone(&metrics),
-            clock,
-            replicas::cache_settings(config, replication.as_ref()),
-            &background,
-            &stop_now,
-        );
+        let settings = replicas::cache_settings(config, replication.as_ref());
+        let counted = Arc::clone(&metrics);
+        let cache = Cache::start(store, counted, clock, settings, &background, &stop_now);
         let bucket = bucket::open(config, &cache, clock, &metrics)?;
         let (upstreams, usage) = usage_file::open(config, &clients).await;
         let shared = Shared {

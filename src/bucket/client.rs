@@ -179,8 +179,8 @@ impl Objects {
         let stream = got.into_stream().map_err(failure).boxed();
         Ok(Some(Body {
             object,
-            stream,
             range,
+            stream,
         }))
     }
 
@@ -330,6 +330,10 @@ fn found<T>(result: object_store::Result<T>) -> Result<Option<T>, BucketError> {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "errors are mapped with it, and end here"
+)]
 fn failure(error: Error) -> BucketError {
     let is_refused = matches!(
         error,

@@ -60,6 +60,6 @@ pub(super) struct Told(pub(super) String);
 
 impl Told {
     pub(super) fn of(error: &dyn std::error::Error) -> Self {
-        Self(on_one_line(error).to_string())
+        Self(on_one_line(error))
     }
 }

@@ -1,6 +1,8 @@
 //! The names of objects: those of the reference registry's files, as on disk, and millpond's own below
 //! `millpond/`.
 
+use std::path::Path;
+
 use crate::cache::{Link, LinkKind};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
 use crate::storage::Layout;
@@ -46,6 +48,6 @@ pub(super) fn quarantined(digest: &Digest) -> String {
 }
 
 /// Names, tags and digests are ASCII.
-fn text(path: std::path::PathBuf) -> String {
-    path.to_string_lossy().into_owned()
+fn text(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
 }

@@ -147,12 +147,11 @@ impl Bucket {
             Small::Unchanged => Pointer::Unchanged,
             Small::Whole(text, etag) => {
                 let digest = str::from_utf8(&text).ok().map(str::trim_ascii);
-                match digest.and_then(|digest| digest.parse().ok()) {
-                    Some(digest) => Pointer::To(digest, etag),
-                    None => {
-                        tracing::warn!(key, "a link in the bucket holds no digest");
-                        Pointer::Missing
-                    }
+                if let Some(digest) = digest.and_then(|digest| digest.parse().ok()) {
+                    Pointer::To(digest, etag)
+                } else {
+                    tracing::warn!(key, "a link in the bucket holds no digest");
+                    Pointer::Missing
                 }
             }
         })

@@ -34,6 +34,10 @@ fn no_retries() -> RetryConfig {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "errors are mapped with it, and end here"
+)]
 fn unusable(error: object_store::Error) -> BucketSetupError {
     BucketSetupError::Client(Arc::new(Told::of(&error)))
 }
@@ -82,12 +86,16 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         objects: Arc::clone(&store) as _,
         parts: Arc::clone(&store) as _,
         signer: Some(store),
-        attributes: Attributes::from_iter(class),
+        attributes: class.collect(),
         http: Some(http),
     })
 }
 
 /// Only the credentials: the rest of the environment's settings would replace the configured ones.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "where the operator configures no keys, they are where all clients of the store look for them"
+)]
 fn with_credentials_of_environment(builder: AmazonS3Builder) -> AmazonS3Builder {
     use AmazonS3ConfigKey as Key;
     let is_credential = |key: &Key| {

@@ -220,9 +220,10 @@ impl Bucket {
         is_absent: bool,
     ) -> Result<Content, BucketError> {
         let key = keys::blob(digest);
-        let there = match is_absent {
-            true => None,
-            false => self.objects.head(&key).await?,
+        let there = if is_absent {
+            None
+        } else {
+            self.objects.head(&key).await?
         };
         if there
             .as_ref()

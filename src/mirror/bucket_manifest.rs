@@ -65,10 +65,10 @@ impl Mirror {
                 let is_right = Digest::of(expected.algorithm(), &document) == expected;
                 is_right.then(|| Manifest::parse(&document))
             };
-            match leave.run(check).await.ok()? {
-                Some(parsed) => return Some((bytes, parsed.ok()?, is_linked)),
-                None => tracing::warn!(%digest, "the bucket sent a wrong manifest"),
+            if let Some(parsed) = leave.run(check).await.ok()? {
+                return Some((bytes, parsed.ok()?, is_linked));
             }
+            tracing::warn!(%digest, "the bucket sent a wrong manifest");
         }
         bucket.distrust(digest).await;
         None

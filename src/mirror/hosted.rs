@@ -56,29 +56,17 @@ impl Mirror {
         ranges: Option<&Requested>,
         client: Client,
     ) -> Result<Option<BlobAnswer>, MirrorError> {
-        let bucket = self.bucket.as_ref();
-        let is_linked = async |bucket: &Arc<Bucket>| {
-            let link = Hosted::Link(LinkKind::Layer, &digest);
-            logged(bucket.hosted_pointer(repo, link).await)
-        };
-        let Some(bucket) = bucket else {
+        let link = Hosted::Link(LinkKind::Layer, &digest);
+        let Some(bucket) = &self.bucket else {
             return Ok(None);
         };
-        if is_linked(bucket).await.flatten() != Some(digest) {
+        let linked = logged(bucket.hosted_pointer(repo, link).await);
+        if linked.flatten() != Some(digest) {
             return Ok(None);
         }
         let source = HostedBlob::new(bucket, digest, self.sizes.get(&digest));
         let source = Arc::new(source?);
-        let wanted = match ranges {
-            None => (0, None),
-            Some(ranges) => ranges.one().unwrap_or((0, Some(1))),
-        };
-        let mut wanted = BlobRequest {
-            start: wanted.0,
-            end: wanted.1,
-            client,
-            ..BlobRequest::WHOLE
-        };
+        let mut wanted = whole_or_first(ranges, client);
         let party = Party {
             repository: repo.clone(),
             account: None,
@@ -140,6 +128,18 @@ impl Mirror {
     }
 }
 
+/// The whole blob, from where the client reads it first.
+fn whole_or_first(ranges: Option<&Requested>, client: Client) -> BlobRequest {
+    let first = ranges.map(|ranges| ranges.one().unwrap_or((0, Some(1))));
+    let (start, end) = first.unwrap_or((0, None));
+    BlobRequest {
+        start,
+        end,
+        client,
+        ..BlobRequest::WHOLE
+    }
+}
+
 fn logged<T>(result: Result<T, crate::bucket::BucketError>) -> Option<T> {
     let log = |error: &crate::bucket::BucketError| tracing::debug!(error = %on_one_line(error), "the bucket has no answer; asking the writer of the hosted repositories");
     result.inspect_err(log).ok()
@@ -161,12 +161,12 @@ impl HostedBlob {
         digest: Digest,
         described_size: Option<u64>,
     ) -> Result<Self, MirrorError> {
-        let url = Url::parse("bucket:/hosted").map_err(|_| MirrorError::Lost)?;
+        let parsed = Url::parse("bucket:/hosted");
         Ok(Self {
             bucket: Arc::clone(bucket),
             digest,
             described_size,
-            url,
+            url: parsed.map_err(|_never| MirrorError::Lost)?,
         })
     }
 }

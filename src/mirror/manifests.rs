@@ -386,13 +386,13 @@ impl Mirror {
         if !self.records.may_be_stale(key) {
             return None;
         }
-        let stale = match self.last_known(target, key, (want, Outcome::Stale)).await {
-            Some(stale) => stale,
-            None => {
-                let manifest = self.bucket_tag(target, key).await?;
-                self.update_tag(key, manifest.meta.digest).await;
-                ManifestAnswer::whole(manifest, Outcome::Stale)
-            }
+        let known = self.last_known(target, key, (want, Outcome::Stale)).await;
+        let stale = if let Some(stale) = known {
+            stale
+        } else {
+            let manifest = self.bucket_tag(target, key).await?;
+            self.update_tag(key, manifest.meta.digest).await;
+            ManifestAnswer::whole(manifest, Outcome::Stale)
         };
         if target.upstream.caller().is_none() {
             self.records
@@ -480,18 +480,16 @@ impl Mirror {
             }
             _ => None,
         };
-        let fetched = match near {
-            Some(fetched) => fetched,
-            None => {
-                let upstream = if is_asked {
-                    upstream.direct()
-                } else {
-                    Arc::clone(upstream)
-                };
-                interest
-                    .answer(upstream.get_manifest(repo, reference, accept))
-                    .await?
-            }
+        let fetched = if let Some(fetched) = near {
+            fetched
+        } else {
+            let upstream = if is_asked {
+                upstream.direct()
+            } else {
+                Arc::clone(upstream)
+            };
+            let asking = upstream.get_manifest(repo, reference, accept);
+            interest.answer(asking).await?
         };
         let mut peer = fetched.peer();
         let mut fetched = self.verify(fetched).await?;

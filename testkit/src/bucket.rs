@@ -23,7 +23,7 @@ struct Object {
 /// The objects of one bucket, in the path style.
 pub(crate) struct Objects {
     name: String,
-    objects: BTreeMap<String, Object>,
+    content: BTreeMap<String, Object>,
     uploads: HashMap<String, (String, BTreeMap<usize, Bytes>)>,
     begun: usize,
     /// The bucket's clock: a wall time and when it was that.
@@ -35,7 +35,7 @@ impl Objects {
         let epoch = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
         Self {
             name: name.to_owned(),
-            objects: BTreeMap::new(),
+            content: BTreeMap::new(),
             uploads: HashMap::new(),
             begun: 0,
             clock: (epoch, Instant::now()),
@@ -52,21 +52,21 @@ impl Objects {
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Bytes> {
-        self.objects.get(key).map(|object| object.bytes.clone())
+        self.content.get(key).map(|object| object.bytes.clone())
     }
 
     pub(crate) fn keys(&self) -> Vec<String> {
-        self.objects.keys().cloned().collect()
+        self.content.keys().cloned().collect()
     }
 
     pub(crate) fn put(&mut self, key: &str, bytes: Bytes) {
         let modified = self.now();
         let object = Object { bytes, modified };
-        self.objects.insert(key.to_owned(), object);
+        self.content.insert(key.to_owned(), object);
     }
 
     pub(crate) fn remove(&mut self, key: &str) {
-        self.objects.remove(key);
+        self.content.remove(key);
     }
 
     pub(crate) fn answer(&mut self, seen: &Seen) -> Option<Reply> {
@@ -98,7 +98,7 @@ impl Objects {
     }
 
     fn read(&self, key: &str, seen: &Seen) -> Reply {
-        let Some(Object { bytes, modified }) = self.objects.get(key) else {
+        let Some(Object { bytes, modified }) = self.content.get(key) else {
             return Reply::new(404, "<Error><Code>NoSuchKey</Code></Error>");
         };
         let etag = etag(bytes);
@@ -161,7 +161,7 @@ impl Objects {
         let prefix = query.get("prefix").map_or("", String::as_str);
         let after = ["continuation-token", "start-after"];
         let after = after.iter().find_map(|name| query.get(*name));
-        let found = self.objects.iter().filter(|(key, _)| {
+        let found = self.content.iter().filter(|(key, _)| {
             key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after.as_str())
         });
         let found: Vec<_> = found.take(PAGE + 1).collect();
@@ -195,7 +195,12 @@ impl Objects {
 }
 
 fn etag(bytes: &[u8]) -> String {
-    format!("\"{}\"", &digest(bytes)["sha256:".len()..][..32])
+    let hex: String = digest(bytes)
+        .chars()
+        .skip("sha256:".len())
+        .take(32)
+        .collect();
+    format!("\"{hex}\"")
 }
 
 /// Percent-encoding is undone.

@@ -22,7 +22,7 @@ pub(crate) async fn registries() -> (Registry, Registry) {
 pub(crate) fn blob_key(content: &[u8]) -> String {
     let digest = digest(content).to_string();
     let hex = digest.strip_prefix("sha256:").unwrap();
-    format!("{V2}/blobs/sha256/{}/{hex}/data", &hex[..2])
+    format!("{V2}/blobs/sha256/{}/{hex}/data", hex.get(..2).unwrap())
 }
 
 pub(crate) fn link_key(repo: &str, kind: &str, content: &[u8]) -> String {
@@ -328,11 +328,11 @@ async fn uploads_are_tried_again_with_longer_pauses() {
     bucket.reply("HEAD ", 3, Reply::error(503));
     let (blob, path) = put_blob(&up, 12, MIB);
     m.serves(&path, &blob).await;
-    for (attempt, pause) in [(1, 1), (2, 2), (3, 4), (4, 8)] {
+    for (attempt, pause) in [(1_u64, 1), (2, 2), (3, 4), (4, 8)] {
         m.counted("millpond_bucket_uploads_total{result=\"failed\"}", attempt)
             .await;
         let attempts = bucket.count("PUT ") + bucket.count("HEAD ");
-        assert_eq!(attempts, attempt as usize);
+        assert_eq!(attempts as u64, attempt);
         // Timers fire at whole milliseconds.
         advance(Duration::from_millis(pause * 1000 + 10)).await;
     }

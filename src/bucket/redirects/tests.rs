@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::bucket::holdings::{HELD_FOR, LACKED_FOR};
+use crate::bucket::keys;
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
 use crate::config::{self, BucketStore, S3, S3Keys};
