@@ -45,7 +45,7 @@ fn main() {
         (Redirect::Always, f64::INFINITY),
     ];
     println!(
-        "| nodes | replicas | lines | image | `never` | `busy`, {BUCKET} Gbit/s | `busy`, unlimited | \
+        "| nodes | replicas | bound | image | `never` | `busy`, {BUCKET} Gbit/s | `busy`, unlimited | \
          `always`, {BUCKET} Gbit/s | `always`, unlimited |\n\
          |---:|---:|---:|---|---:|---:|---:|---:|---:|"
     );
@@ -66,10 +66,10 @@ fn main() {
                     step: STEP * nodes as f64,
                 };
                 let bytes = (LAYERS.iter().sum::<u64>() << 20) as f64 * nodes as f64;
-                let lines = bytes / (replicas as f64 * REPLICA * GBIT);
+                let bound = bytes / (replicas as f64 * REPLICA * GBIT);
                 let image = if is_cached { "warmed" } else { "new" };
                 let cells: String = ways.map(|way| cell(&rollout(way))).concat();
-                println!("| {nodes} | {replicas} | {lines:.0} s | {image} {cells}|");
+                println!("| {nodes} | {replicas} | {bound:.0} s | {image} {cells}|");
             }
         }
     }

@@ -13,11 +13,11 @@ use crate::harness::{Image, Registry, advance, noise};
 
 const REPLICAS: usize = 10;
 const CLIENTS: usize = 200;
-const APPS: usize = 12;
+const APPS: usize = 6;
 const TTL: Duration = Duration::from_mins(1);
 /// The time between two checks of all clients, and how many there are.
 const STEP: Duration = Duration::from_secs(20);
-const STEPS: u64 = 15;
+const STEPS: u64 = 9;
 /// Clients that ask at the same time.
 const AT_ONCE: usize = 48;
 
@@ -63,7 +63,7 @@ async fn hundreds_of_clients_of_ten_replicas_cost_what_one_mirror_would() {
     let mut releases = [0; APPS];
     for step in 0..STEPS {
         for (app, released) in releases.iter_mut().enumerate() {
-            if *released == 0 || (step + app as u64).is_multiple_of(8) {
+            if *released == 0 || (step + app as u64).is_multiple_of(5) {
                 release(&replicas.up, app, *released);
                 *released += 1;
             }

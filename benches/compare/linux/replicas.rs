@@ -158,10 +158,12 @@ fn first_byte_ms(addr: SocketAddr, digest: &Digest) -> Result<f64> {
     Ok(first)
 }
 
-/// CPU seconds of a GiB.
+/// CPU seconds of a GiB: of the owner that sends it to a replica, of the registry that sends it to a client, and to
+/// a mirror alone, which receives as a replica does.
 struct Costs {
     owner: f64,
-    registry: f64,
+    to_client: f64,
+    to_mirror: f64,
 }
 
 fn owner_cpu(
@@ -181,17 +183,27 @@ fn owner_cpu(
     pull(&owner, &owner)?;
     let costs = rounds("replicas-cpu", sizes.rounds, || {
         let asking = replica(sources, registry.addr(), Some(owner.addr()))?;
-        let (owner, registry) = (pull(&asking, &owner)?, pull(&registry, &registry)?);
-        Ok(Costs { owner, registry })
+        let alone = Server::mirror(&sources.millpond, registry.addr(), &Map::new())?;
+        Ok(Costs {
+            owner: pull(&asking, &owner)?,
+            to_client: pull(&registry, &registry)?,
+            to_mirror: pull(&alone, &registry)?,
+        })
     })?;
     let mut figures = Figures::of(&costs);
-    figures.show("the owner, to another replica", "s/GiB", |costs| {
-        costs.owner
+    figures.show("the owner, to a replica", "s/GiB", |costs| costs.owner);
+    figures.show("the registry, to a client", "s/GiB", |costs| {
+        costs.to_client
     });
-    figures.show("the registry, to a client", "s/GiB", |costs| costs.registry);
-    let ratios = costs.iter().map(|costs| costs.owner / costs.registry);
-    let ratio = Figure::new("the owner over the registry", "x", ratios);
+    figures.show("the registry, to a mirror", "s/GiB", |costs| {
+        costs.to_mirror
+    });
+    let ratios = |of: fn(&Costs) -> f64| costs.iter().map(move |costs| costs.owner / of(costs));
+    let name = "the owner over the registry, to a client";
+    let ratio = Figure::new(name, "x", ratios(|costs| costs.to_client));
     figures.push(ratio.target(AtMost(OWNER_CPU)).steady());
+    let name = "the owner over the registry, to a mirror";
+    figures.push(Figure::new(name, "x", ratios(|costs| costs.to_mirror)).steady());
     let title = format!("Replicas: CPU of sending {} MiB", sizes.large / MIB);
     results.section(&title, &figures.table());
     Ok(())

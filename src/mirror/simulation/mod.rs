@@ -27,7 +27,7 @@ use replica::{Replica, TTL, World};
 
 const HOUR: Duration = Duration::from_hours(1);
 /// The mean time between two checks of a client.
-const BETWEEN_CHECKS: Duration = Duration::from_mins(10);
+const BETWEEN_CHECKS: Duration = Duration::from_mins(30);
 
 /// What is simulated.
 #[derive(Debug, Clone, Copy)]
