@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use crate::bucket::Bucket;
 use crate::cache::{Cache, StoreError};
 use crate::error_chain::on_one_line;
 use crate::health::Availability;
@@ -54,6 +55,8 @@ pub struct Health {
     one_check: Arc<Semaphore>,
     /// None where this server works alone.
     replicas: Option<Arc<Peers>>,
+    /// None where there is no bucket.
+    bucket: Option<Arc<Bucket>>,
 }
 
 impl Health {
@@ -71,6 +74,7 @@ impl Health {
             availability,
             one_check: Arc::new(Semaphore::new(1)),
             replicas: None,
+            bucket: None,
         }
     }
 
@@ -81,6 +85,22 @@ impl Health {
             replicas: replicas.cloned(),
             ..self
         }
+    }
+
+    /// The same, which reports a bucket that doesn't answer. Nothing fails because of it.
+    #[must_use]
+    pub fn with_bucket(self, bucket: Option<&Arc<Bucket>>) -> Self {
+        Self {
+            bucket: bucket.cloned(),
+            ..self
+        }
+    }
+
+    /// What is to be said of the bucket.
+    fn missing_bucket(&self) -> Option<String> {
+        let is_missing = self.bucket.as_ref()?.is_missing();
+        self.metrics.degraded(Degraded::BucketMissing, is_missing);
+        is_missing.then(|| "it has failed and isn't asked for a while".to_owned())
     }
 
     /// What is to be said of the other replicas.
@@ -97,6 +117,7 @@ impl Health {
     /// [`CHECK_TIME`]. The degraded conditions are counted on the way.
     pub async fn check(&self) -> BTreeMap<String, String> {
         self.missing_replicas();
+        self.missing_bucket();
         let parts = self.parts().await.into_iter();
         let mut failing: BTreeMap<_, _> = parts
             .filter_map(|(name, reason)| Some((name, reason?)))
@@ -129,6 +150,10 @@ impl Health {
         if self.replicas.is_some() {
             let error = self.missing_replicas();
             checks.insert("replicas".to_owned(), PartOfReadiness { ok: true, error });
+        }
+        if self.bucket.is_some() {
+            let error = self.missing_bucket();
+            checks.insert("bucket".to_owned(), PartOfReadiness { ok: true, error });
         }
         Readiness {
             ready: checks.values().all(|part| part.ok),

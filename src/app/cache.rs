@@ -24,6 +24,7 @@ pub fn settings(config: &Config) -> CacheSettings {
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
         upkeep: Upkeep::Full,
+        keeps_hosted: false,
     }
 }
 

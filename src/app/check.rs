@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::server::listener::BindError;
 use crate::storage::FsStore;
 use crate::tls::TlsError;
-use crate::upstream::{PeersError, SetupError};
+use crate::upstream::{Lookup, PeersError, SetupError};
 
 impl super::App {
     /// Builds the upstreams' clients, the TLS of the listeners and the cache's settings, with all their
@@ -20,7 +20,7 @@ impl super::App {
     pub async fn check(config: &Config) -> Result<(), StartError> {
         let (clock, metrics) = (Clock::system(), Arc::new(Metrics::new()));
         ListenersTls::load(config, clock, &metrics)?;
-        replicas::open(config, clock, &metrics).await?;
+        replicas::open(config, Lookup::default(), clock, &metrics).await?;
         if let Storage::Filesystem { root, .. } = &config.storage {
             FsStore::check_root(root).await?;
         }

@@ -1,10 +1,13 @@
 //! Wires hosted repositories.
 
+use std::sync::Arc;
+
 use super::Shared;
 use crate::cache::HostedPolicy;
 use crate::config::{Config, HostedSpace, Http, PushSync, authority};
-use crate::hosted::{Hosted, Incomplete, SpaceSettings, SyncMode};
+use crate::hosted::{Hosted, Incomplete, Sharing, SpaceSettings, SyncMode};
 use crate::server::HostedRepositories;
+use crate::upstream::Peers;
 
 /// What is kept of the repositories of each space.
 pub(super) fn policies(config: &Config) -> Vec<HostedPolicy> {
@@ -56,8 +59,12 @@ impl Shared {
     pub(super) fn hosted(&self, config: &Config) -> Option<Hosted> {
         let spaces = settings(config);
         (!spaces.is_empty()).then(|| {
+            let sharing = self.bucket.as_ref().map(|bucket| Sharing {
+                bucket: Arc::clone(bucket),
+                is_promised: config.replicas.is_some(),
+            });
             Hosted::start(
-                self.cache.clone(),
+                (self.cache.clone(), sharing),
                 self.clock,
                 spaces,
                 &self.background.tracked_by(&self.tasks),
@@ -73,7 +80,11 @@ pub(super) fn renewed(hosted: Option<&Hosted>, config: &Config) -> Option<Hosted
 }
 
 /// The hosted repositories, as the server presents them.
-pub(super) fn repositories(hosted: Hosted, config: &Config) -> HostedRepositories {
+pub(super) fn repositories(
+    hosted: Hosted,
+    config: &Config,
+    replicas: Option<&Arc<Peers>>,
+) -> HostedRepositories {
     let spaces = config.hosted.iter();
     let patterns = spaces.flat_map(|space| space.repositories.iter());
     let patterns: Vec<_> = patterns.map(ToString::to_string).collect();
@@ -82,6 +93,7 @@ pub(super) fn repositories(hosted: Hosted, config: &Config) -> HostedRepositorie
         patterns: patterns.join(", ").into(),
         own_names: own_names(&config.http),
         only: config.proxy.hosted_only,
+        replicas: replicas.cloned(),
     }
 }
 

@@ -58,7 +58,7 @@ use crate::storage::{FsStore, MemoryStore, Store, StoreError, UpstreamChange};
 use crate::systemd::{Handed, SocketsError};
 use crate::tasks::{Panicked, Tasks};
 use crate::tls::{ServerTls, TlsError};
-use crate::upstream::{PeersError, SetupError};
+use crate::upstream::{Lookup, PeersError, SetupError};
 
 /// Why the mirror doesn't start.
 #[derive(Debug, thiserror::Error)]
@@ -201,7 +201,7 @@ impl App {
             }
             config::Storage::Memory => (Arc::new(MemoryStore::new()), None),
         };
-        let given = (Some(sockets), levels);
+        let given = (Some(sockets), levels, Lookup::default());
         Self::start_over(config, (store, files), Clock::system(), given).await
     }
 
@@ -215,7 +215,8 @@ impl App {
         (config.health, config.tracing) = (HealthConfig::default(), None);
         let files = Arc::new(open_store(root, None, &config).await?);
         let store = (Arc::clone(&files) as _, Some(files));
-        Self::start_over(&config, store, Clock::system(), (None, Arc::default())).await
+        let given = (None, Arc::default(), Lookup::default());
+        Self::start_over(&config, store, Clock::system(), given).await
     }
 
     /// Starts over a given store and clock.
@@ -224,7 +225,17 @@ impl App {
         store: Arc<dyn Store>,
         clock: Clock,
     ) -> Result<Self, StartError> {
-        let given = (Some(Handed::default()), Arc::default());
+        Self::start_among(config, store, clock, Lookup::default()).await
+    }
+
+    /// The same with replicas whose addresses `lookup` finds.
+    pub async fn start_among(
+        config: &Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        lookup: Lookup,
+    ) -> Result<Self, StartError> {
+        let given = (Some(Handed::default()), Arc::default(), lookup);
         Self::start_over(config, (store, None), clock, given).await
     }
 
@@ -232,19 +243,19 @@ impl App {
         config: &Config,
         (store, files): (Arc<dyn Store>, Option<Arc<FsStore>>),
         clock: Clock,
-        (sockets, levels): (Option<Handed>, Arc<LogLevels>),
+        (sockets, levels, lookup): (Option<Handed>, Arc<LogLevels>, Lookup),
     ) -> Result<Self, StartError> {
         let (metrics, background) = (Arc::new(Metrics::new()), Tasks::new());
         let stop_now = CancellationToken::new();
         let tls = ListenersTls::load(config, clock, &metrics)?;
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
-        let (replication, clients) = replicas::open(config, clock, &metrics).await?;
+        let (replication, clients) = replicas::open(config, lookup, clock, &metrics).await?;
         let cache = Cache::start(
             store,
             Arc::clone(&metrics),
             clock,
-            cache::settings(config),
+            replicas::cache_settings(config, replication.as_ref()),
             &background,
             &stop_now,
         );
@@ -271,7 +282,7 @@ impl App {
             mirror: MirrorInUse::default(),
             renewals: Renewals::default(),
         };
-        shared.start_background();
+        shared.start_background(config);
         let probes = Probes::new(&config.health, &shared.cache)?;
         let running = shared.running(config, clients, access, files).await?;
         let current = Arc::clone(&running.current);
@@ -435,11 +446,11 @@ impl App {
 
 impl Shared {
     /// Starts what goes on for as long as the process runs.
-    fn start_background(&self) {
+    fn start_background(&self, config: &Config) {
         self.watch_levels();
         self.keep_usage();
         self.follow_replicas();
-        self.run_bucket();
+        self.run_bucket(config);
         self.renewals.watch(&self.background, self.stop_now.clone());
     }
 

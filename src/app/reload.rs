@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::merge::{Merged, origins};
+use super::replicas::Replication;
 use super::upstreams::Clients;
 use super::usage_file;
 use super::{Shared, StartError, StopTimes, cache, descriptors, hosted, pulling, server_settings};
@@ -146,7 +147,10 @@ impl Shared {
             replicas: self.peer_gate(),
         };
         let settings = server_settings(config, &self.traces);
-        let repositories = hosted.map(|hosted| hosted::repositories(hosted.clone(), config));
+        let replicas = self.replication.as_ref();
+        let replicas = replicas.map(|replication| &replication.peers);
+        let repositories =
+            hosted.map(|hosted| hosted::repositories(hosted.clone(), config, replicas));
         Service::new(
             Arc::clone(mirror),
             repositories,
@@ -159,7 +163,9 @@ impl Shared {
     /// Reads the files of these again when they change, and no others'.
     fn renew(&self, clients: &Clients, authenticator: &Authenticator) {
         let of_callers = authenticator.renewals().iter().cloned();
-        self.renewals.set(clients.renewals().chain(of_callers));
+        let of_replicas = self.replication.as_ref().and_then(Replication::renewal);
+        let all = clients.renewals().chain(of_callers).chain(of_replicas);
+        self.renewals.set(all);
     }
 }
 

@@ -1,73 +1,140 @@
 //! Wires what replicas know of each other.
 
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::upstreams::Clients;
-use super::{Shared, StartError};
+use super::{Shared, StartError, cache};
+use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
 use crate::config::{self, Config, Listen};
 use crate::metrics::Metrics;
+use crate::renewal::{Renewable, WatchedFiles};
 use crate::replicas::Marks;
 use crate::server::PeerGate;
-use crate::upstream::{Peers, PeersOptions};
+use crate::upstream::{Lookup, Peers, PeersOptions};
 
 /// The other replicas, and what recognises their requests.
 #[derive(Debug, Clone)]
 pub(super) struct Replication {
     pub(super) peers: Arc<Peers>,
     marks: Arc<Marks>,
+    /// Reads the certificates of the replicas again. None where they speak plain HTTP.
+    renewal: Option<Arc<PeerCertificates>>,
 }
 
 impl Replication {
     /// None where this server works alone.
     async fn open(
         config: &Config,
+        lookup: Lookup,
         clock: Clock,
         metrics: &Arc<Metrics>,
     ) -> Result<Option<Self>, StartError> {
         let Some(replicas) = &config.replicas else {
             return Ok(None);
         };
-        let tls = config.http.tls.as_ref();
-        let tls = tls.map(|tls| {
-            config::read_pem(&tls.certificate).map_err(|source| StartError::ReplicaCertificate {
-                path: tls.certificate.clone(),
-                source,
-            })
-        });
+        let path = config.http.tls.as_ref().map(|tls| tls.certificate.clone());
+        // Before it is read.
+        let files = WatchedFiles::new(path.clone());
+        let tls = path.as_deref().map(certificates).transpose()?;
         let marks = Arc::new(Marks::new(replicas.secret.expose()));
         let options = PeersOptions {
             config: replicas,
             marks: Arc::clone(&marks),
             port: port(&config.http.listen),
-            tls: tls.transpose()?,
+            tls,
             prefix: &config.http.prefix,
+            lookup,
             clock,
             metrics,
         };
         let peers = Arc::new(Peers::new(options).await?);
-        Ok(Some(Self { peers, marks }))
+        let renewal = path.map(|path| PeerCertificates {
+            path,
+            files,
+            peers: Arc::clone(&peers),
+        });
+        Ok(Some(Self {
+            peers,
+            marks,
+            renewal: renewal.map(Arc::new),
+        }))
+    }
+
+    /// What is read again when its file changes.
+    pub(super) fn renewal(&self) -> Option<Arc<dyn Renewable>> {
+        let renewal = self.renewal.as_ref()?;
+        Some(Arc::clone(renewal) as _)
+    }
+}
+
+/// The certificates that replicas trust each other by.
+fn certificates(path: &Path) -> Result<Vec<u8>, StartError> {
+    config::read_pem(path).map_err(|source| StartError::ReplicaCertificate {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The file of those certificates.
+#[derive(Debug)]
+struct PeerCertificates {
+    path: PathBuf,
+    files: WatchedFiles,
+    peers: Arc<Peers>,
+}
+
+impl Renewable for PeerCertificates {
+    fn what(&self) -> String {
+        "the certificates that other replicas are trusted by".to_owned()
+    }
+
+    fn files(&self) -> &WatchedFiles {
+        &self.files
+    }
+
+    fn renew(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.peers.renew(&certificates(&self.path)?)?)
     }
 }
 
 /// Sets up the connections to the replicas, and the clients of the upstreams, which ask those first.
 pub(super) async fn open(
     config: &Config,
+    lookup: Lookup,
     clock: Clock,
     metrics: &Arc<Metrics>,
 ) -> Result<(Option<Replication>, Clients), StartError> {
-    let replication = Replication::open(config, clock, metrics).await?;
+    let replication = Replication::open(config, lookup, clock, metrics).await?;
     let peers = replication.as_ref().map(|replication| &replication.peers);
     let clients = Clients::open(&config.proxy, (None, peers), clock, metrics)?;
     Ok((replication, clients))
 }
 
+/// The settings of the cache, where hosted content expires only if this replica writes it.
+pub(super) fn cache_settings(config: &Config, replication: Option<&Replication>) -> CacheSettings {
+    CacheSettings {
+        keeps_hosted: replication.is_some_and(|replication| !replication.peers.writes_hosted()),
+        ..cache::settings(config)
+    }
+}
+
 impl Shared {
-    /// Follows who the replicas are, until the stop.
+    /// Follows who the replicas are, and which of them writes hosted content, until the stop.
     pub(super) fn follow_replicas(&self) {
         let Some(Replication { peers, .. }) = &self.replication else {
             return;
         };
+        if let Some(is_writer) = peers.follow_writer() {
+            let cache = self.cache.clone();
+            let follow = move || follow_writer(cache.clone(), is_writer.clone());
+            self.background
+                .spawn_restarted("hosted writer", self.stop_now.clone(), follow);
+        }
         let peers = Arc::clone(peers);
         let watch = move || Arc::clone(&peers).watch();
         self.background
@@ -81,6 +148,16 @@ impl Shared {
             marks: Arc::clone(&replication.marks),
             clock: self.clock,
         })
+    }
+}
+
+/// Lets hosted content expire only where this replica writes it. Ends when nobody can change that any more.
+async fn follow_writer(cache: Cache, mut is_writer: watch::Receiver<bool>) {
+    loop {
+        cache.keep_hosted(!*is_writer.borrow_and_update());
+        if is_writer.changed().await.is_err() {
+            return;
+        }
     }
 }
 

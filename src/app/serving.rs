@@ -138,6 +138,7 @@ impl<'a> Serving<'a> {
             background,
             availability,
             replication,
+            bucket,
             ..
         } = self.shared;
         let tasks = background.clone();
@@ -148,7 +149,8 @@ impl<'a> Serving<'a> {
                 Arc::clone(metrics),
                 availability.clone(),
             )
-            .with_replicas(replication.as_ref().map(|replication| &replication.peers)),
+            .with_replicas(replication.as_ref().map(|replication| &replication.peers))
+            .with_bucket(bucket.as_ref()),
             upstreams: Arc::clone(&self.shared.upstreams),
             metrics_path: metrics_path.map(str::to_owned),
         })

@@ -316,8 +316,8 @@ impl Objects {
             return Ok(None);
         };
         let path = self.path(key)?;
-        let signed = signer.signed_url(Method::GET, &path, valid).await;
-        signed.map(Some).map_err(failure)
+        let url = signer.signed_url(Method::GET, &path, valid).await;
+        url.map(Some).map_err(failure)
     }
 }
 

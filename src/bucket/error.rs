@@ -25,6 +25,11 @@ pub enum BucketError {
     Encoded,
     #[error("the object is larger than {limit} bytes")]
     TooLarge { limit: u64 },
+    /// The content was to be uploaded.
+    #[error("the content isn't stored here any more")]
+    Gone,
+    #[error("a sweep may be deleting the content")]
+    Swept,
     /// Nothing was sent: the bucket has failed lately.
     #[error("the bucket has failed, and isn't asked for a while")]
     LeftAlone,

@@ -1,9 +1,9 @@
 //! The names of objects: those of the reference registry's files, as on disk, and millpond's own below
 //! `millpond/`.
 
-use crate::cache::LinkKind;
+use crate::cache::{Link, LinkKind};
 use crate::oci::{Algorithm, Digest, RepoName, Tag};
-use crate::storage::{Layout, Link};
+use crate::storage::Layout;
 
 /// The content with a digest.
 pub(super) fn blob(digest: &Digest) -> String {

@@ -10,21 +10,25 @@
 //! [`reading`] asks for content and for the link that lets a repository have it. [`queue`] holds what was
 //! committed here and isn't in the bucket yet, over restarts, too; [`uploads`] writes it: content first, then
 //! links, then tags. A bucket that fails is left alone for a while ([`circuit`]): it costs pulls nothing but
-//! a request to the upstream.
+//! a request to the upstream. [`redirects`] sends clients to it.
 //!
 //! What must never happen: content is served that wasn't verified; a link is written before its content.
 
+mod addresses;
 mod circuit;
 mod client;
 mod day;
 mod digests;
 mod error;
+mod holdings;
+mod hosted;
 mod http;
 mod keys;
 mod quarantine;
 mod queue;
 mod queue_file;
 mod reading;
+mod redirects;
 mod retention;
 mod stores;
 mod sweep;
@@ -38,6 +42,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::time::sleep;
 
 use circuit::Circuit;
@@ -46,7 +51,8 @@ pub use error::{BucketError, BucketSetupError};
 use http::{Date, Http};
 use queue::Queue;
 pub use queue::Upload;
-pub use reading::SharedContent;
+pub use reading::{Hosted, SharedContent};
+pub use redirects::{KnownRedirect, MIN_REDIRECTED, Redirect, Redirects};
 pub use retention::{Keeping, Retention};
 pub use sweep::IsHosted;
 use sweep::announcement::Announced;
@@ -54,16 +60,22 @@ use uploads::Uploading;
 use uses::Uses;
 pub use uses::{random_replica, replica_key};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, KeyLocks};
 use crate::clock::Clock;
 use crate::config;
 use crate::error_chain::on_one_line;
 use crate::metrics::{BucketMetrics, Metrics};
+use crate::oci::{Digest, RepoName, Tag};
 
 /// How long the whole of a small object may take.
 const SMALL_TIME: Duration = Duration::from_secs(30);
 /// How often the queue is saved, if it has changed.
 const SAVED_EVERY: Duration = Duration::from_secs(5);
+
+/// What is remembered of pushes.
+const MAX_SHARED: usize = 100_000;
+/// Links and tags of hosted repositories that are remembered.
+const MAX_POINTERS: usize = 10_000;
 
 /// The bucket.
 #[derive(Debug)]
@@ -71,6 +83,12 @@ pub struct Bucket {
     objects: Objects,
     circuit: Circuit,
     queue: Queue,
+    /// Tags that are being changed.
+    tags: Arc<KeyLocks<(RepoName, Tag)>>,
+    /// What a push has uploaded.
+    shared: quick_cache::sync::Cache<Upload, ()>,
+    /// Links and tags that were read, with their etags.
+    pointers: quick_cache::sync::Cache<String, (String, Digest)>,
     uploading: Uploading,
     cache: Cache,
     /// How long unused content stays; none is forever.
@@ -80,6 +98,8 @@ pub struct Bucket {
     /// The version of the queue that the file has.
     saved: tokio::sync::Mutex<u64>,
     uses: Uses,
+    /// None where clients are never redirected.
+    redirects: Option<Redirects>,
     /// What sweeps are about to delete.
     announced: Announced,
     metrics: Arc<BucketMetrics>,
@@ -112,12 +132,16 @@ impl Bucket {
             objects: objects.map_err(|error| BucketSetupError::Client(Arc::new(error)))?,
             circuit: Circuit::default(),
             queue: Queue::default(),
+            tags: Arc::default(),
+            shared: quick_cache::sync::Cache::new(MAX_SHARED),
+            pointers: quick_cache::sync::Cache::new(MAX_POINTERS),
             uploading: Uploading::new(config.store.chunk_size()),
             cache,
             ttl: config.shared.ttl,
             path,
             saved: tokio::sync::Mutex::new(0),
             uses: Uses::default(),
+            redirects: Redirects::new(&config.shared, &metrics),
             announced: Announced::default(),
             metrics,
         };
@@ -141,15 +165,11 @@ impl Bucket {
         self.circuit.is_open()
     }
 
-    /// Asks once whether the bucket is there and lets itself be read. Only the log is told.
+    /// Asks once whether the bucket is there and lets itself be read. Only the log and the health are told.
     pub async fn greet(&self) {
-        let key = "millpond/greeting";
-        match self.objects.get_small(key, 1, None).await {
-            Ok(_) | Err(BucketError::TooLarge { .. }) => {}
-            Err(error) => {
-                tracing::warn!(error = %on_one_line(&error), "the bucket can't be read; the mirror works without it");
-            }
-        }
+        // A list tells a bucket that isn't there from an object that isn't.
+        let first = self.objects.list("millpond/quarantine").next().await;
+        self.circuit.note(&first.transpose());
     }
 
     /// Saves the queue again and again.

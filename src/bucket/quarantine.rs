@@ -12,6 +12,7 @@ impl Bucket {
     /// Content was wrong twice: sets it aside, unless a hosted repository may have it, whose only copy it may
     /// be. What is uploaded next takes its place.
     pub async fn distrust(self: &Arc<Self>, digest: &Digest) {
+        self.on_missing(digest);
         if self.cache.has_hosted() {
             tracing::error!(%digest, "the bucket's content has another digest; a push of it mends that");
             return;

@@ -34,6 +34,26 @@ pub(super) struct Entry {
 pub(super) struct Queue {
     state: Mutex<State>,
     added: Notify,
+    /// Something has ended.
+    freed: Notify,
+}
+
+/// The right to upload some content, which nobody else has meanwhile.
+pub(super) struct Claim<'a> {
+    queue: &'a Queue,
+    entry: Entry,
+}
+
+impl Claim<'_> {
+    pub(super) fn entry(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.queue.ended(self.entry.clone(), false);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -92,6 +112,18 @@ impl Queue {
         }
     }
 
+    /// Takes an upload out of the queue, or makes it one that runs, as soon as its content isn't being
+    /// uploaded.
+    pub(super) async fn claim(&self, upload: &Upload) -> Claim<'_> {
+        loop {
+            let freed = self.freed.notified();
+            if let Some(entry) = self.state.lock().claim(upload) {
+                return Claim { queue: self, entry };
+            }
+            freed.await;
+        }
+    }
+
     /// An upload has ended: it isn't needed any more, or has to be tried again.
     pub(super) fn ended(&self, entry: Entry, again: bool) {
         let mut state = self.state.lock();
@@ -107,6 +139,7 @@ impl Queue {
         }
         state.version += 1;
         drop(state);
+        self.freed.notify_waiters();
         // Others may wait for the same content, and the last one ends a drain.
         self.added.notify_waiters();
         self.added.notify_one();
@@ -142,6 +175,26 @@ impl Queue {
 }
 
 impl State {
+    /// None while the content is being uploaded.
+    fn claim(&mut self, upload: &Upload) -> Option<Entry> {
+        let digest = upload.digest;
+        if self
+            .running
+            .iter()
+            .any(|other| other.upload.digest == digest)
+        {
+            return None;
+        }
+        self.waiting.retain(|other| other.upload != *upload);
+        let entry = Entry {
+            upload: upload.clone(),
+            is_absent: false,
+        };
+        self.known.insert(upload.clone());
+        self.running.push(entry.clone());
+        Some(entry)
+    }
+
     fn take(&mut self) -> Option<Entry> {
         let running = &self.running;
         let is_free = |entry: &Entry| {

@@ -50,8 +50,12 @@ impl Bucket {
             let Some(content) = content? else {
                 return Ok(None);
             };
+            let is_linked = is_linked?;
+            if is_linked {
+                self.on_held((repo, kind), digest, content.total);
+            }
             Ok(Some(SharedContent {
-                is_linked: is_linked?,
+                is_linked,
                 ..content
             }))
         };
@@ -68,6 +72,7 @@ impl Bucket {
         let got = self.objects.get(&keys::blob(digest), start, end).await;
         self.circuit.note(&got);
         let Some(got) = got? else {
+            self.on_missing(digest);
             return Ok(None);
         };
         Ok(Some(SharedContent {
@@ -153,6 +158,41 @@ impl Bucket {
         })
     }
 
+    /// What a link or tag of a hosted repository names now. What is remembered costs an answer without a body.
+    pub async fn hosted_pointer(
+        &self,
+        repo: &RepoName,
+        reference: Hosted<'_>,
+    ) -> Result<Option<Digest>, BucketError> {
+        let key = match reference {
+            Hosted::Link(kind, digest) => keys::link(repo, kind, digest),
+            Hosted::Tag(tag) => keys::tag_current(repo, tag),
+        };
+        let known = self.pointers.get(&key);
+        let etag = known.as_ref().map(|(etag, _)| etag.clone());
+        Ok(match self.pointer(&key, etag).await? {
+            Pointer::Missing => {
+                self.pointers.remove(&key);
+                None
+            }
+            Pointer::Unchanged => known.map(|(_, digest)| digest),
+            Pointer::To(digest, etag) => {
+                if let Some(etag) = etag {
+                    self.pointers.insert(key, (etag, digest));
+                }
+                Some(digest)
+            }
+        })
+    }
+
+    /// Bytes of content, if the bucket has it.
+    pub async fn size(&self, digest: &Digest) -> Result<Option<u64>, BucketError> {
+        self.circuit.permit()?;
+        let head = self.objects.head(&keys::blob(digest)).await;
+        self.circuit.note(&head);
+        Ok(head?.map(|object| object.size))
+    }
+
     /// The body, which ends with an error where bytes are missing, or too many.
     fn whole(self: &Arc<Self>, got: Body) -> BoxStream<'static, Result<Bytes, BucketError>> {
         let expected = got.range.end - got.range.start;
@@ -178,6 +218,13 @@ impl Bucket {
         };
         stream::unfold(state, next).boxed()
     }
+}
+
+/// A link or a tag of a hosted repository.
+#[derive(Debug, Clone, Copy)]
+pub enum Hosted<'a> {
+    Link(LinkKind, &'a Digest),
+    Tag(&'a Tag),
 }
 
 /// A link or a tag.

@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// How often an upload begins that takes longer than a guard holds.
 const GUARDS: usize = 2;
 /// How long a worker pauses after content that a sweep may be deleting.
-const SWEPT_PAUSE: Duration = Duration::from_mins(1);
+pub(super) const SWEPT_PAUSE: Duration = Duration::from_mins(1);
 
 /// What uploads share.
 #[derive(Debug)]
@@ -131,6 +131,9 @@ impl Bucket {
                 return;
             }
             let uploaded = self.upload_one(&entry).await;
+            if let Ok(Ended::Done) = &uploaded {
+                self.on_uploaded(&entry.upload).await;
+            }
             let result = match &uploaded {
                 Ok(Ended::Done) => BucketUpload::Done,
                 Ok(Ended::Gone) => BucketUpload::Dropped,
@@ -145,7 +148,6 @@ impl Bucket {
                 }
                 Err(_) => BucketUpload::Failed,
             };
-            self.metrics.upload(result);
             let has_failed = match uploaded {
                 Ok(_) => {
                     self.uploading.succeeded();
@@ -158,6 +160,7 @@ impl Bucket {
                     true
                 }
             };
+            self.metrics.upload(result);
             self.queue.ended(entry, has_failed);
             self.metrics.queued(self.queue.len());
             if has_failed && drain.is_cancelled() {

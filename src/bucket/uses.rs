@@ -86,6 +86,12 @@ impl Uses {
         self.noted.lock().add(*digest);
     }
 
+    /// Whether a use was noted.
+    #[cfg(test)]
+    pub(super) fn has(&self, digest: &Digest) -> bool {
+        self.noted.lock().digests.contains(digest)
+    }
+
     /// Records uses again and again.
     pub(super) async fn keep(&self, objects: &Objects, cache: &Cache, replica: &str) {
         sleep(Duration::from_secs(fastrand::u64(FIRST))).await;

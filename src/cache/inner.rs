@@ -1,10 +1,10 @@
 //! What all parts of the cache share: the store, the index behind its lock, and the wake-ups.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::index::{DeletionEpoch, Index};
@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, RepoName, Tag};
-use crate::storage::{KeyLocks, Store, StoreError};
+use crate::storage::{KeyLocks, Link, Store, StoreError};
 use crate::workers::Workers;
 
 /// Counts since the start.
@@ -63,9 +63,43 @@ pub(super) struct Inner {
     /// Blobs that a scrub is reading.
     pub(super) scrubbing: Arc<KeyLocks<Digest>>,
     pub(super) counts: Mutex<Counts>,
+    /// Who is told of what hosted repositories lose.
+    pub(super) losses: OnceLock<mpsc::Sender<Loss>>,
+}
+
+/// Hosted repositories' losses that wait to be noticed at most. More are lost to whoever follows them.
+const MAX_LOSSES: usize = 10_000;
+
+/// A hosted repository has lost a link, by the rules or by a request, and the tags that named it.
+#[derive(Debug, Clone)]
+pub struct Loss {
+    pub link: Link,
+    pub tags: Vec<Tag>,
 }
 
 impl Inner {
+    /// From now on the losses of hosted repositories are told. None from the second call on.
+    pub(super) fn losses(&self) -> Option<mpsc::Receiver<Loss>> {
+        let (sender, receiver) = mpsc::channel(MAX_LOSSES);
+        self.losses.set(sender).ok().map(|()| receiver)
+    }
+
+    pub(super) fn tell_loss(&self, link: &Link, tags: &[Tag]) {
+        let Some(losses) = self.losses.get() else {
+            return;
+        };
+        let mut hosted = self.settings.hosted.iter();
+        if !hosted.any(|policy| policy.has(&link.repo)) {
+            return;
+        }
+        let (link, tags) = (link.clone(), tags.to_vec());
+        if losses.try_send(Loss { link, tags }).is_err() {
+            tracing::warn!(
+                "too much is removed from hosted repositories at a time; the bucket keeps some of it"
+            );
+        }
+    }
+
     pub(super) fn new(
         (store, metrics, clock): (Arc<dyn Store>, Arc<Metrics>, Clock),
         settings: CacheSettings,
@@ -93,6 +127,7 @@ impl Inner {
             tags: Arc::default(),
             scrubbing: Arc::default(),
             counts: Mutex::default(),
+            losses: OnceLock::new(),
         }
     }
 

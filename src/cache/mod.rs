@@ -46,14 +46,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
+pub(crate) use crate::storage::KeyLocks;
 use crate::storage::Store;
 pub use crate::storage::{
-    Content, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
+    Content, Link, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
 };
 use crate::tasks::Tasks;
 
@@ -65,6 +67,7 @@ pub use index::{EntryView, ImageView, Selection, SelectionError, Usage};
 use index::{Index, Trust};
 pub use inner::Counts;
 use inner::Inner;
+pub use inner::Loss;
 pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
@@ -151,6 +154,8 @@ pub struct CacheSettings {
     /// a store that doesn't outlive the process either.
     pub state: Option<PathBuf>,
     pub upkeep: Upkeep,
+    /// Whether hosted content stays when its time is over, at first; see [`Cache::keep_hosted`].
+    pub keeps_hosted: bool,
 }
 
 /// What the cache does to the store on its own.
@@ -181,6 +186,7 @@ impl CacheSettings {
             min_free: None,
             state: None,
             upkeep: Upkeep::Full,
+            keeps_hosted: false,
         }
     }
 }
@@ -242,6 +248,13 @@ impl Cache {
             .await;
     }
 
+    /// Decides whether hosted content stays when its time is over: where another replica writes hosted
+    /// content, that one alone applies the rules of retention. What stayed is looked at again within an
+    /// hour after this ends. [`configure`](Self::configure) doesn't change it.
+    pub fn keep_hosted(&self, keeps: bool) {
+        self.inner.with(|index| index.keep_hosted(keeps));
+    }
+
     /// Whether something is cached under a first component of repositories' names. Waits for the index
     /// to be complete.
     pub async fn has_repositories_under(&self, name: &str) -> Result<bool, NotReady> {
@@ -282,6 +295,11 @@ impl Cache {
     /// Whether the store works: tries what pulls need, reading and writing.
     pub async fn check_store(&self) -> Result<(), StoreError> {
         self.inner.store.check().await
+    }
+
+    /// What hosted repositories lose from now on. None from the second call on.
+    pub fn losses(&self) -> Option<mpsc::Receiver<Loss>> {
+        self.inner.losses()
     }
 
     /// Bytes that the file system of the store has left; none where that is unknown.

@@ -147,6 +147,11 @@ impl Cache {
         is_right.then(|| blob.held(hold))
     }
 
+    /// Whether the store has a link.
+    pub async fn has_link(&self, link: &Link) -> bool {
+        self.readable("link", self.inner.store.linked(link).await)
+    }
+
     /// Links a blob that is open into a repository. The caller has proof that the repository has it.
     /// False when the link can't be written: then the next request needs the proof again.
     pub async fn link(&self, repo: &RepoName, digest: &Digest, blob: &CachedBlob) -> bool {
@@ -186,6 +191,11 @@ impl Cache {
     /// Whether there may be content of upstreams that are no longer configured, or are others now.
     pub fn may_have_unproved(&self) -> bool {
         self.inner.store.may_have_unproved()
+    }
+
+    /// Bytes of a blob that is stored for some repository; none also where the store can't be read.
+    pub async fn stored_size(&self, digest: &Digest) -> Option<u64> {
+        self.inner.store.size(digest).await.ok().flatten()
     }
 
     /// Whether a blob is known not to be stored for any repository.

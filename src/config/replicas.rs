@@ -17,6 +17,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 /// Characters of the secret at least.
 const MIN_SECRET: usize = 16;
+const WRITER_ADVICE: &str =
+    "write host:port of one replica, such as millpond-0.millpond.default.svc:5000";
 const PEER_ADVICE: &str = "write host:port, such as millpond.default.svc:5000";
 
 /// The other servers of the same mirror, and how they are reached.
@@ -32,6 +34,9 @@ pub struct Replicas {
     pub timeout: Duration,
     /// The name in the certificates of the others, where it isn't the host of their entry.
     pub server_name: Option<String>,
+    /// The only replica that writes hosted content: its entry in the list of peers, or its `host:port`
+    /// where the peers are a DNS name; in lower case. None where nothing is hosted.
+    pub hosted_writer: Option<String>,
 }
 
 /// Who the replicas are.
@@ -61,8 +66,10 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
             .then_some(lower)
             .ok_or("write the name in the replicas' certificates, such as millpond.example")
     });
+    let hosted_writer = replicas.value("hostedwriter", |text| with_port(text).ok_or(WRITER_ADVICE));
     let Some(peers) = peers else {
-        let needs_peers = own.is_some() || secret.is_some() || server_name.is_some();
+        let settings = [&own, &server_name, &hosted_writer];
+        let needs_peers = secret.is_some() || settings.iter().any(|setting| setting.is_some());
         if needs_peers && !are_wrong {
             replicas.missing("peers", "the replicas, such as millpond.default.svc:5000");
         }
@@ -83,6 +90,9 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
             format_args!("is {own}, which `{}` lacks", replicas.path("peers")),
         );
     }
+    if let Some(writer) = &hosted_writer {
+        check_writer(replicas, &peers, writer);
+    }
     if secret.is_none() && replicas.text("secret").is_none() {
         replicas.missing(
             "secret",
@@ -95,7 +105,34 @@ pub(super) fn read(replicas: &Section<'_>) -> Option<Replicas> {
         secret: secret?,
         timeout,
         server_name,
+        hosted_writer,
     })
+}
+
+/// Refuses a writer that isn't exactly one of the replicas.
+fn check_writer(replicas: &Section<'_>, peers: &ReplicaPeers, writer: &str) {
+    let path = replicas.path("peers");
+    match peers {
+        ReplicaPeers::Dns(name) if name == writer => replicas.reject(
+            "hostedwriter",
+            format_args!("is {writer}, as `{path}`, which names all replicas; {WRITER_ADVICE}"),
+        ),
+        ReplicaPeers::List(list) if !list.iter().any(|peer| peer == writer) => {
+            let address = writer.parse::<SocketAddr>().ok();
+            let is_same = |peer: &&String| address.is_some() && peer.parse().ok() == address;
+            match list.iter().find(is_same) {
+                Some(peer) => replicas.reject(
+                    "hostedwriter",
+                    format_args!("is {writer}, which `{path}` has as {peer}; write it the same"),
+                ),
+                None => replicas.reject(
+                    "hostedwriter",
+                    format_args!("is {writer}, which `{path}` lacks"),
+                ),
+            }
+        }
+        ReplicaPeers::Dns(_) | ReplicaPeers::List(_) => {}
+    }
 }
 
 /// The replicas, if there are any, and whether some are written wrongly.
@@ -145,9 +182,21 @@ pub(super) fn guard(root: &Section<'_>, config: &Config) {
     let Some(replicas) = &config.replicas else {
         return;
     };
-    if !config.hosted.is_empty() {
-        let message = "`hosted` can't be used with `replicas`: what is pushed to one replica would be on \
-                       its disk only, and there is no bucket that they share; remove one of the two";
+    match (&replicas.hosted_writer, config.hosted.is_empty()) {
+        (Some(_), true) => {
+            let reason = "has no effect: nothing is `hosted`";
+            root.doubt_at("replicas.hostedwriter", reason);
+        }
+        (None, false) => {
+            let message = "`replicas.hostedwriter` is missing; write the one replica that writes what is \
+                           `hosted`, host:port";
+            root.problem("replicas", message.to_owned());
+        }
+        (Some(_), false) | (None, true) => {}
+    }
+    if !config.hosted.is_empty() && config.bucket.is_none() {
+        let message = "`hosted` with `replicas` needs a bucket: what is pushed would be on the disk of one \
+                       replica only; remove one of the two";
         root.problem("hosted", message.to_owned());
     }
     match &config.http.tls {

@@ -286,6 +286,14 @@ impl Progress {
             return Ok(None);
         }
         let size = Opened::Size(state.total);
+        // A small blob's is asked again once it is verified, before it is told to anybody.
+        let is_verified = matches!(state.phase, Phase::Verified);
+        let is_small = state
+            .total
+            .is_some_and(|total| total <= state.verified_first);
+        if is_small && !is_verified {
+            return Ok(Some(size));
+        }
         if let Some(position) = state.followers.get_mut(&follower) {
             position.told = Some(size);
         }

@@ -1,7 +1,7 @@
 //! Blobs: read, found in other repositories, deleted.
 
 use super::{Hosted, HostedError, MayPull, ReadMode, SpaceSettings};
-use crate::cache::{CachedBlob, Deleted};
+use crate::cache::{CachedBlob, Deleted, LinkKind};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName};
 
@@ -114,6 +114,7 @@ impl Hosted {
         };
         let mounted = self.0.cache.mount((repo, index), digest, &blob).await;
         mounted.map_err(|error| self.push_failed(index, error))?;
+        self.share_later(repo, digest);
         Ok(true)
     }
 
@@ -121,8 +122,13 @@ impl Hosted {
     pub async fn delete_blob(&self, repo: &RepoName, digest: &Digest) -> Result<(), HostedError> {
         self.deletable(repo).await?;
         match self.0.cache.delete_hosted_blob(repo, digest).await {
-            Deleted::Gone => Ok(()),
-            Deleted::Missing => Err(HostedError::NotFound),
+            // Only the one that is here decides whether a manifest needs it.
+            Deleted::Gone => self.unshare(repo, LinkKind::Layer, digest).await,
+            // An attempt whose request to the bucket failed is repeated so.
+            Deleted::Missing => {
+                self.unshare(repo, LinkKind::Layer, digest).await?;
+                Err(HostedError::NotFound)
+            }
             Deleted::Referenced => Err(HostedError::Referenced),
         }
     }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::BodyError;
+use crate::bucket::BucketError;
 use crate::cache::{Damaged, Full, NotReady, OverQuota, StoreError};
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Classified, Digest, ErrorKind, Tag};
@@ -61,6 +62,8 @@ pub enum HostedError {
     Store(Arc<StoreError>),
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error("the bucket doesn't take the content")]
+    Bucket(#[from] BucketError),
     #[error("too many manifests are pushed at the same time; try again")]
     TooManyManifests,
     #[error("the work was lost")]
@@ -109,7 +112,7 @@ impl Classified for HostedError {
             Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::OverLimit,
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
-            Self::NotReady(_) | Self::TooManyManifests => ErrorKind::Busy,
+            Self::NotReady(_) | Self::TooManyManifests | Self::Bucket(_) => ErrorKind::Busy,
             Self::Damaged(_) | Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
@@ -120,6 +123,7 @@ impl Classified for HostedError {
             Self::Store(_) | Self::Lost => "the server failed; its log says why".into(),
             Self::Full(_) => "there is no space left, and nothing that may go".into(),
             Self::NotReady(_) => "the stored content can't be listed; the log says why".into(),
+            Self::Bucket(_) => "the bucket that replicas share fails; try again later".into(),
             Self::Body(BodyError::Broken(_)) => "the body ended early".into(),
             Self::Manifest(error) => crate::error_chain::on_one_line(error).into(),
             error => error.to_string().into(),

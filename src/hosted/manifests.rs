@@ -1,10 +1,11 @@
 //! Manifests: checked, stored, tagged, deleted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::sharing::Shared;
 use super::{Hosted, HostedError, Incomplete, MayPull, Pushed};
 use crate::cache::{CachedManifest, Deleted, Hold, LinkKind, ManifestPart, ManifestPush};
 use crate::oci::{Algorithm, Declared, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
@@ -32,7 +33,7 @@ impl Hosted {
             tags.push(tag.clone());
         }
         for tag in tags.iter().filter(|tag| settings.is_immutable(tag)) {
-            let named = self.0.cache.hosted_tag(repo, tag).await;
+            let named = self.named(repo, tag).await?;
             if let Some(named) = named.filter(|named| *named != digest) {
                 return Err(immutable(tag, named));
             }
@@ -46,18 +47,26 @@ impl Hosted {
             let is_fixed = settings.is_immutable(&tag);
             (tag, is_fixed)
         });
+        let tags: BTreeMap<_, _> = tags.collect();
+        let shared = Shared {
+            digest,
+            content: body.clone(),
+            parts: parts.clone(),
+            tags: tags.keys().cloned().collect(),
+        };
         let push = ManifestPush {
             digest,
             bytes: body,
             parsed,
             parts,
-            tags: tags.collect(),
+            tags,
         };
         let (hosted, repo) = (self.clone(), repo.clone());
         let store = async move {
             let _holds = holds;
             let pushed = hosted.0.cache.push_manifest((&repo, index), push).await;
-            pushed.map_err(|error| hosted.push_failed(index, error))
+            pushed.map_err(|error| hosted.push_failed(index, error))?;
+            hosted.share(&repo, shared).await
         };
         self.detached(store).await?;
         Ok(Pushed { digest, subject })
@@ -223,6 +232,7 @@ impl Hosted {
         if self.space(repo)?.1.is_immutable(tag) {
             return Err(immutable(tag, named));
         }
+        self.unshare_tag(repo, tag, &named).await?;
         if self.0.cache.remove_hosted_tag(repo, tag, None).await? {
             Ok(())
         } else {
@@ -237,11 +247,13 @@ impl Hosted {
             return Err(immutable(tag, *digest));
         }
         for tag in &tags {
+            self.unshare_tag(repo, tag, digest).await?;
             self.0
                 .cache
                 .remove_hosted_tag(repo, tag, Some(digest))
                 .await?;
         }
+        self.unshare(repo, LinkKind::Revision, digest).await?;
         match self.0.cache.delete_hosted_manifest(repo, digest).await {
             Deleted::Gone => Ok(()),
             Deleted::Missing | Deleted::Referenced => Err(HostedError::NotFound),

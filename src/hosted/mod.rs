@@ -4,6 +4,7 @@
 //! sessions, session   uploads: which there are, and who writes      blobs      read, mount, delete
 //! uploads             requests that write or finish an upload       manifests  check, keep, tag, delete
 //! feed, content       hash and write bytes as they arrive           leases     held for a manifest
+//! sharing             the bucket that replicas share
 //! settings, error, body                                             lists      tags, referrers
 //! ```
 //!
@@ -27,6 +28,7 @@ mod manifests;
 mod session;
 mod sessions;
 mod settings;
+mod sharing;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -49,6 +51,7 @@ pub use error::HostedError;
 use leases::Leases;
 use sessions::Sessions;
 pub use settings::{Incomplete, SpaceSettings, SyncMode};
+pub use sharing::Sharing;
 
 /// How often uploads and blobs are looked for whose time is over.
 const EXPIRE_EVERY: Duration = Duration::from_mins(1);
@@ -70,6 +73,8 @@ pub struct Hosted(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cache: Cache,
+    /// None where there is no bucket.
+    sharing: Option<Sharing>,
     clock: Clock,
     tasks: Tasks,
     spaces: Vec<SpaceSettings>,
@@ -83,7 +88,7 @@ impl Hosted {
     /// Starts. `cache` was started with the policies of these spaces, in this order. `tasks` owns what
     /// outlives a request; `stop` ends the background work.
     pub fn start(
-        cache: Cache,
+        (cache, sharing): (Cache, Option<Sharing>),
         clock: Clock,
         spaces: Vec<SpaceSettings>,
         tasks: &Tasks,
@@ -91,6 +96,7 @@ impl Hosted {
     ) -> Self {
         let hosted = Self(Arc::new(Inner {
             cache,
+            sharing,
             clock,
             tasks: tasks.clone(),
             latest: Arc::new(Mutex::new(spaces.clone())),
@@ -123,6 +129,7 @@ impl Hosted {
         self.0.latest.lock().clone_from(&spaces);
         let Inner {
             cache,
+            sharing,
             clock,
             tasks,
             spaces: _,
@@ -132,6 +139,7 @@ impl Hosted {
         } = &*self.0;
         Self(Arc::new(Inner {
             cache: cache.clone(),
+            sharing: sharing.clone(),
             clock: *clock,
             tasks: tasks.clone(),
             spaces,

@@ -295,6 +295,7 @@ impl Hosted {
             }
         };
         self.0.cache.commit_upload(&session.repo, pushed).await?;
+        self.share_later(&session.repo, &digest);
         session.end();
         self.0.sessions.remove(&session.id);
         Ok(())

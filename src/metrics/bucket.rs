@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::labels::{BucketRequest, BucketUpload};
 use super::replicas::{SourceFigures, Sources};
-use super::{Metrics, Registrar, set};
+use super::{InFlight, Metrics, Registrar, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfRequest {
@@ -92,6 +92,8 @@ pub struct BucketMetrics {
     uploads: Family<OfUpload, Counter>,
     uploaded: Counter,
     quarantined: Counter,
+    redirects: Counter,
+    blob_bodies: Gauge,
     sweep: SweepFigures,
     source: SourceFigures,
 }
@@ -118,6 +120,14 @@ impl BucketMetrics {
             quarantined: r.metric(
                 "bucket_quarantined",
                 "Objects of the bucket that were wrong twice and were set aside",
+            ),
+            redirects: r.metric(
+                "bucket_redirects",
+                "Requests of clients that were redirected to the bucket",
+            ),
+            blob_bodies: r.metric(
+                "blob_bodies_in_flight",
+                "Bodies of blobs that are being sent, counted where their number decides about redirects",
             ),
             sweep: SweepFigures::register(r),
             source: sources.figures("bucket"),
@@ -178,6 +188,21 @@ impl BucketMetrics {
 
     pub fn quarantined(&self) {
         self.quarantined.inc();
+    }
+
+    /// A client was redirected to the bucket.
+    pub fn redirected(&self) {
+        self.redirects.inc();
+    }
+
+    /// Counts the body of a blob while it is being sent.
+    pub fn blob_body(&self) -> InFlight {
+        InFlight::new(&self.blob_bodies)
+    }
+
+    /// The same, unless more than `above` are being sent.
+    pub fn blob_body_unless_above(&self, above: usize) -> Option<InFlight> {
+        InFlight::unless_above(&self.blob_bodies, above)
     }
 }
 

@@ -50,6 +50,17 @@ impl Buckets {
     }
 }
 
+impl Buckets {
+    /// Makes these count what others have counted, who never count less than before.
+    fn raise_to(&self, totals: &Totals) {
+        for (count, total) in self.counts.iter().zip(totals.counts) {
+            count.fetch_max(total, Ordering::Relaxed);
+        }
+        self.nanoseconds
+            .fetch_max(totals.nanoseconds, Ordering::Relaxed);
+    }
+}
+
 /// What one or several [`Buckets`] have counted.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
@@ -86,6 +97,12 @@ pub struct Histogram(Arc<Buckets>);
 impl Histogram {
     pub fn observe(&self, duration: Duration) {
         self.0.observe(duration);
+    }
+}
+
+impl Histogram {
+    pub(super) fn raise_to(&self, totals: &Totals) {
+        self.0.raise_to(totals);
     }
 }
 

@@ -109,6 +109,8 @@ label! {
         Joined => "joined",
         /// The upstream.
         Miss => "miss",
+        /// The bucket, to which the client was redirected.
+        Redirected => "redirected",
         /// Neither: the request was refused or failed.
         Error => "error",
     }
@@ -238,6 +240,22 @@ label! {
 }
 
 label! {
+    /// How a request ended that was relayed to the replica that writes hosted content.
+    Relayed {
+        /// That replica's answer was passed on, whatever its status.
+        Answered => "answered",
+        /// The replica failed lately, can't be reached, is silent, or its answer has no mark.
+        Unavailable => "unavailable",
+        /// The replica says that another one is the writer.
+        Misdirected => "misdirected",
+        /// The answer broke off in its body.
+        Broken => "broken",
+        /// The client left before the end.
+        Abandoned => "abandoned",
+    }
+}
+
+label! {
     /// A condition under which the server serves, with less than usual.
     Degraded {
         /// The file system of the cache has no space left.
@@ -300,6 +318,11 @@ pub(super) struct UpstreamRequest {
     pub(super) kind: Kind,
     pub(super) method: &'static str,
     pub(super) status: Ending,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct RelayedResult {
+    pub(super) result: Relayed,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -42,7 +42,7 @@ pub use histogram::Histogram;
 use labels::{AuthenticatedBy, DegradedBy, HandshakeResult, OfListener, OfReason, RefusedFor};
 pub use labels::{
     Authentication, BucketRequest, BucketUpload, Degraded, Ending, Handshake, KeptFresh, Kind,
-    Outcome, RefusedCaller, RefusedConnection, Removal, TokenAge, TokenFetch,
+    Outcome, RefusedCaller, RefusedConnection, Relayed, Removal, TokenAge, TokenFetch,
 };
 pub use rate_limits::RateLimitMetrics;
 pub use replicas::ReplicaMetrics;
@@ -437,6 +437,7 @@ impl Metrics {
 
     /// Everything as text. Takes milliseconds when there are many series: not for a thread of the runtime.
     pub fn render_as(&self, format: Format) -> String {
+        self.upstreams.copy_hits(&self.requests);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(error = %on_one_line(&error), "the metrics can't be written as text");
@@ -462,6 +463,16 @@ impl InFlight {
     fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
+    }
+
+    /// None while the gauge is above a number.
+    fn unless_above(gauge: &Gauge, above: usize) -> Option<Self> {
+        let above = i64::try_from(above).unwrap_or(i64::MAX);
+        let one_more = |count: i64| (count <= above).then(|| count.saturating_add(1));
+        let counted = gauge
+            .inner()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        counted.is_ok().then(|| Self(gauge.clone()))
     }
 }
 

@@ -7,7 +7,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
-use super::histogram::Histogram;
+use super::histogram::{Histogram, Totals};
+use super::labels::{Relayed, RelayedResult};
 use super::{Metrics, Registrar, set};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -36,15 +37,15 @@ impl Sources {
         Self {
             requests: r.metric(
                 "source_requests",
-                "Requests to another replica or an upstream",
+                "Requests to the cache, another replica, the bucket or an upstream",
             ),
             received: r.bytes(
                 "source_received",
-                "Body bytes from another replica or an upstream",
+                "Body bytes from the cache, another replica, the bucket or an upstream",
             ),
             first_byte: r.seconds(
                 "source_first_byte",
-                "Time until the head of an answer of another replica or an upstream",
+                "Time until the head of an answer of another replica, the bucket or an upstream; of the cache, until the first byte is sent",
             ),
         }
     }
@@ -61,6 +62,14 @@ impl Sources {
 }
 
 impl SourceFigures {
+    /// Copies what is counted elsewhere. Nobody else does meanwhile.
+    pub(super) fn raise_to(&self, (requests, received, first_byte): &(u64, u64, Totals)) {
+        for (counter, total) in [(&self.requests, requests), (&self.received, received)] {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+        self.first_byte.raise_to(first_byte);
+    }
+
     /// The head of an answer came so long after the request.
     pub fn answered(&self, after: Duration) {
         self.first_byte.observe(after);
@@ -81,6 +90,7 @@ pub struct ReplicaMetrics {
     pub misdirected: Counter,
     /// Requests of replicas that would have had to wait for another one.
     pub refused: Counter,
+    relayed: Family<RelayedResult, Counter>,
 }
 
 impl Metrics {
@@ -103,7 +113,16 @@ impl ReplicaMetrics {
                 "replica_refused",
                 "Requests of other replicas that were answered 421",
             ),
+            relayed: r.metric(
+                "relayed_requests",
+                "Requests for hosted repositories that were relayed to their writer, by their end",
+            ),
         }
+    }
+
+    /// A relayed request has ended.
+    pub fn relayed(&self, result: Relayed) {
+        self.relayed.get_or_create(&RelayedResult { result }).inc();
     }
 
     /// One more has failed, or one answers again.

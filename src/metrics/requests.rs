@@ -30,9 +30,9 @@ const ROUTES: usize = Kind::ALL.len();
 const RESULTS: usize = Outcome::ALL.len();
 /// The statuses that have series of their own. The first stands for "none": the client left before the
 /// answer. The last is for all others.
-const STATUSES: [&str; 20] = [
-    "none", "200", "206", "304", "400", "401", "403", "404", "405", "406", "412", "413", "414",
-    "416", "429", "500", "502", "503", "504", "other",
+const STATUSES: [&str; 21] = [
+    "none", "200", "206", "304", "307", "400", "401", "403", "404", "405", "406", "412", "413",
+    "414", "416", "429", "500", "502", "503", "504", "other",
 ];
 
 /// An upstream's position in the counts of requests.
@@ -256,6 +256,31 @@ impl Requests {
         }
     }
 
+    /// Answers with content that came from the cache alone, their body bytes, and the times until their first
+    /// byte.
+    pub(super) fn hits(&self) -> (u64, u64, Totals) {
+        let (mut requests, mut bytes, mut times) = (0, 0, Totals::default());
+        let hits = answers().enumerate().filter(|(_, (route, result))| {
+            matches!(route, Kind::Manifest | Kind::Blob) && *result == Outcome::Hit
+        });
+        for (position, _) in hits {
+            for upstream in self.known_upstreams() {
+                bytes += sum(&upstream.counts, |counts| counts.bytes.get(position));
+                for at in 0..STATUSES.len() {
+                    requests += sum(&upstream.counts, |counts| {
+                        counts.requests.get(position)?.get(at)
+                    });
+                }
+            }
+            for copy in copies(&self.times) {
+                if let Some(buckets) = copy.first_byte.get(position) {
+                    times.add(buckets);
+                }
+            }
+        }
+        (requests, bytes, times)
+    }
+
     /// Calls `each` with upstream, route, result, status and count of each request counter that isn't 0.
     fn for_each_request(
         &self,
@@ -337,21 +362,22 @@ const fn status_position(status: u16) -> usize {
         200 => 1,
         206 => 2,
         304 => 3,
-        400 => 4,
-        401 => 5,
-        403 => 6,
-        404 => 7,
-        405 => 8,
-        406 => 9,
-        412 => 10,
-        413 => 11,
-        414 => 12,
-        416 => 13,
-        429 => 14,
-        500 => 15,
-        502 => 16,
-        503 => 17,
-        504 => 18,
+        307 => 4,
+        400 => 5,
+        401 => 6,
+        403 => 7,
+        404 => 8,
+        405 => 9,
+        406 => 10,
+        412 => 11,
+        413 => 12,
+        414 => 13,
+        416 => 14,
+        429 => 15,
+        500 => 16,
+        502 => 17,
+        503 => 18,
+        504 => 19,
         _ => STATUSES.len() - 1,
     }
 }
@@ -368,7 +394,7 @@ const fn is_saved(route: Kind, result: Outcome) -> bool {
         | Outcome::Stale
         | Outcome::Updating
         | Outcome::Joined => true,
-        Outcome::Miss | Outcome::Error => false,
+        Outcome::Miss | Outcome::Redirected | Outcome::Error => false,
     };
     is_content && is_local
 }

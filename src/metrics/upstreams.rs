@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -16,7 +17,7 @@ use super::labels::{
 };
 use super::rate_limits::RateLimits;
 use super::replicas::{ReplicaMetrics, SourceFigures, Sources};
-use super::requests::UpstreamId;
+use super::requests::{Requests, UpstreamId};
 use super::{Metrics, Registrar};
 
 /// Metrics of all upstreams.
@@ -32,6 +33,8 @@ pub(super) struct Upstreams {
     pub(super) endpoints: Endpoints,
     pub(super) rate_limits: RateLimits,
     sources: Sources,
+    /// Copied before it is rendered.
+    cache: Mutex<SourceFigures>,
     pub(super) replicas: ReplicaMetrics,
     pub(super) bucket: Arc<BucketMetrics>,
 }
@@ -65,9 +68,18 @@ impl Upstreams {
             ),
             endpoints: Endpoints::register(r),
             rate_limits: RateLimits::register(r),
+            cache: Mutex::new(sources.figures("cache")),
             sources,
             replicas: ReplicaMetrics::register(r),
         }
+    }
+}
+
+impl Upstreams {
+    /// Copies the counts of what the cache has given.
+    pub(super) fn copy_hits(&self, requests: &Requests) {
+        let cache = self.cache.lock();
+        cache.raise_to(&requests.hits());
     }
 }
 

@@ -21,10 +21,10 @@ use crate::upstream::{BlobRanges, BlobRoute, BlobStream, OwnerKey, UpstreamError
 
 /// How often a blob is looked for, in the store and among the downloads, while both change under the
 /// search.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 /// Attempts after which a file in the store no longer keeps the blob from being fetched: it was there
 /// for the downloads, and not for this request.
-const ATTEMPTS_AT_STORE: usize = 2;
+pub(super) const ATTEMPTS_AT_STORE: usize = 2;
 
 #[derive(Debug)]
 pub struct BlobAnswer {
@@ -55,7 +55,7 @@ impl BlobContent {
 }
 
 impl BlobAnswer {
-    fn new(size: Option<u64>, body: Option<BlobContent>, outcome: Outcome) -> Self {
+    pub(super) fn new(size: Option<u64>, body: Option<BlobContent>, outcome: Outcome) -> Self {
         Self {
             size,
             body,
@@ -65,12 +65,12 @@ impl BlobAnswer {
         }
     }
 
-    fn cached(blob: CachedBlob, outcome: Outcome) -> Self {
+    pub(super) fn cached(blob: CachedBlob, outcome: Outcome) -> Self {
         Self::new(Some(blob.size()), Some(BlobContent::Stored(blob)), outcome)
     }
 
     /// Follows a download; none when it has ended without a result.
-    async fn following(
+    pub(super) async fn following(
         mut follower: Follower,
         ranges: Option<&Requested>,
         outcome: Outcome,

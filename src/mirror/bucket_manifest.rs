@@ -23,7 +23,8 @@ impl Mirror {
         let Some(bucket) = &self.bucket else {
             return Ok(None);
         };
-        let Some((bytes, parsed, is_linked)) = self.verified(bucket, target, digest).await else {
+        let read = self.verified(bucket, &target.stored, digest).await;
+        let Some((bytes, parsed, is_linked)) = read else {
             return Ok(None);
         };
         if !is_linked {
@@ -46,14 +47,14 @@ impl Mirror {
 
     /// The manifest, if it has its digest and can be served, and whether the repository links it. One that is
     /// wrong is read once more, and then set aside.
-    async fn verified(
+    pub(super) async fn verified(
         &self,
         bucket: &Arc<Bucket>,
-        target: &Target,
+        repo: &RepoName,
         digest: &Digest,
     ) -> Option<(Bytes, Manifest, bool)> {
         for _attempt in 0..2 {
-            let read = read_manifest(bucket, &target.stored, digest).await;
+            let read = read_manifest(bucket, repo, digest).await;
             let read = read.inspect_err(|error| {
                 tracing::debug!(%digest, error = %on_one_line(error), "the bucket has no answer; asking the upstream");
             });

@@ -30,7 +30,11 @@ impl Exchange {
                 ..Self::default()
             },
             Outcome::Joined => Self::unanswered(),
-            Outcome::Hit | Outcome::Stale | Outcome::Updating | Outcome::Error => Self::default(),
+            Outcome::Hit
+            | Outcome::Stale
+            | Outcome::Updating
+            | Outcome::Redirected
+            | Outcome::Error => Self::default(),
         }
     }
 

@@ -17,6 +17,7 @@ mod bucket_manifest;
 mod described;
 mod error;
 mod exchange;
+mod hosted;
 mod keep_fresh;
 mod lists;
 mod logins;
@@ -27,8 +28,11 @@ mod prefetch;
 mod private;
 mod ranges;
 mod recovery;
+mod redirect;
 mod referrers;
 mod remembered;
+#[cfg(test)]
+mod simulation;
 mod single_flight;
 mod tags;
 mod targets;
@@ -64,6 +68,7 @@ use prefetch::Prefetch;
 pub use prefetch::{PrefetchLimits, Visit};
 pub use ranges::RangeRules;
 pub use recovery::{Recovery, Sent};
+use redirect::Redirecting;
 use referrers::Referrers;
 pub use referrers::ReferrersAnswer;
 use remembered::Remembered;
@@ -92,6 +97,7 @@ pub struct Mirror {
     tag_lists: Arc<Remembered<RepoName, TagList>>,
     referrers: Arc<Remembered<(RepoName, Digest), Referrers>>,
     proofs: Arc<Proofs>,
+    redirecting: Arc<Redirecting>,
     verdicts: Arc<Verdicts>,
     negatives: Arc<Negatives>,
     prefetch: Arc<Prefetch>,
@@ -156,6 +162,7 @@ impl Mirror {
             tag_lists: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             referrers: Arc::new(Remembered::new(parts.tasks.clone(), parts.clock)),
             verdicts: Arc::new(Verdicts::new(parts.tasks.clone(), parts.clock)),
+            redirecting: Arc::new(SingleFlight::new(parts.tasks.clone())),
             proofs: Arc::new(SingleFlight::new(parts.tasks)),
             kept_bytes: Arc::default(),
             metrics: parts.metrics,
@@ -184,6 +191,7 @@ impl Mirror {
             tag_lists: Arc::clone(&self.tag_lists),
             referrers: Arc::clone(&self.referrers),
             proofs: Arc::clone(&self.proofs),
+            redirecting: Arc::clone(&self.redirecting),
             verdicts: Arc::clone(&self.verdicts),
             sizes: Arc::clone(&self.sizes),
             kept_bytes: Arc::clone(&self.kept_bytes),

@@ -59,16 +59,26 @@ impl Negatives {
         target: &Target,
         question: impl FnOnce() -> Question,
     ) -> Result<(), MirrorError> {
-        if self.answers.is_empty() {
-            return Ok(());
-        }
-        match self.answers.get(&key(target, question())) {
-            Some(error) if self.holds(target, &error) => {
+        match self.answer(target, question) {
+            Some(error) => {
                 self.metrics.answered_from_memory();
                 Err(MirrorError::Remembered(error))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
+    }
+
+    /// What the upstream has lately answered, if it was that there is nothing.
+    pub(super) fn answer(
+        &self,
+        target: &Target,
+        question: impl FnOnce() -> Question,
+    ) -> Option<UpstreamError> {
+        if self.answers.is_empty() {
+            return None;
+        }
+        let known = self.answers.get(&key(target, question()));
+        known.filter(|error| self.holds(target, error))
     }
 
     fn holds(&self, target: &Target, error: &UpstreamError) -> bool {

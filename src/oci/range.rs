@@ -95,6 +95,11 @@ impl Requested {
         }
     }
 
+    /// Whether it is for a single range.
+    pub fn is_single(&self) -> bool {
+        self.0.len() == 1
+    }
+
     /// Whether no representation of any length has these ranges.
     pub fn never_satisfiable(&self) -> bool {
         let mut specs = self.0.iter();

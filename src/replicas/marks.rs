@@ -6,6 +6,11 @@
 //! answer has `Millpond-Peer: 1.MAC`, over `millpond answer 1`, the request's NONCE, the status and the
 //! fields that replicas rely on. Bytes are in hexadecimal.
 //!
+//! A request for a hosted repository that a replica relays to the writer has `Millpond-Caller: CALLER`
+//! instead of the upstream. Its MAC covers `millpond relayed request 1` as the first line and CALLER in the
+//! upstream's place. So neither kind of request can be made of the other one, and a request that has both
+//! fields isn't marked.
+//!
 //! A request whose time differs by more than [`WINDOW`] from this replica's, or whose nonce has been seen
 //! in that time, isn't marked. Beyond [`MAX_NONCES`] in a window none is, so that memory stays bounded.
 
@@ -22,6 +27,8 @@ use crate::oci::digits;
 pub const PEER: HeaderName = HeaderName::from_static("millpond-peer");
 /// The name of the upstream that a request of a replica is about.
 pub const UPSTREAM: HeaderName = HeaderName::from_static("millpond-upstream");
+/// The client for which a replica relays a request to the writer of hosted content.
+pub const CALLER: HeaderName = HeaderName::from_static("millpond-caller");
 
 /// How far the clocks of two replicas may differ, the time of the request on its way included.
 const WINDOW: Duration = Duration::from_secs(30);
@@ -59,12 +66,41 @@ struct Seen {
     since: SystemTime,
 }
 
+/// What a request of a replica is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// Content of the upstream with this name; empty for a request about none.
+    Upstream(&'a str),
+    /// A hosted repository, for this client: a [`RelayedCaller`](super::RelayedCaller), encoded.
+    Relayed(&'a str),
+}
+
+impl<'a> Subject<'a> {
+    /// The field that says so, and its value.
+    const fn field(self) -> (HeaderName, &'a str) {
+        match self {
+            Self::Upstream(name) => (UPSTREAM, name),
+            Self::Relayed(caller) => (CALLER, caller),
+        }
+    }
+
+    /// What the headers of a request say; none where they say nothing, or both.
+    fn of(headers: &'a HeaderMap) -> Option<Self> {
+        let text = |name| headers.get(name).map(HeaderValue::to_str);
+        match (text(UPSTREAM), text(CALLER)) {
+            (Some(Ok(name)), None) => Some(Self::Upstream(name)),
+            (None, Some(Ok(caller))) => Some(Self::Relayed(caller)),
+            _ => None,
+        }
+    }
+}
+
 /// What a request asks.
 #[derive(Debug, Clone, Copy)]
 struct Asked<'a> {
     method: &'a str,
     target: &'a str,
-    upstream: &'a str,
+    subject: Subject<'a>,
 }
 
 impl Marks {
@@ -85,7 +121,7 @@ impl Marks {
         &self,
         headers: &mut HeaderMap,
         (method, target): (&str, &str),
-        upstream: &str,
+        subject: Subject<'_>,
         now: SystemTime,
     ) -> Result<Nonce, RandomError> {
         let mut bytes = [0; 16];
@@ -96,31 +132,29 @@ impl Marks {
             Asked {
                 method,
                 target,
-                upstream,
+                subject,
             },
         );
         let mac = hmac::sign(&self.key, &request(asked, time, nonce));
         let nonce_text = const_hex::encode(nonce.0);
         let text = format!("1.{time}.{nonce_text}.{}", const_hex::encode(mac.as_ref()));
-        let value = HeaderValue::try_from(text);
-        let upstream = HeaderValue::try_from(upstream);
-        if let (Ok(value), Ok(upstream)) = (value, upstream) {
+        let (name, said) = subject.field();
+        if let (Ok(value), Ok(said)) = (HeaderValue::try_from(text), HeaderValue::try_from(said)) {
             headers.insert(PEER, value);
-            headers.insert(UPSTREAM, upstream);
+            headers.insert(name, said);
         }
         Ok(nonce)
     }
 
-    /// The nonce of a request and the upstream that it is about, if a replica sent it lately, and for the
-    /// first time.
+    /// The nonce of a request and what it is about, if a replica sent it lately, and for the first time.
     pub fn check<'a>(
         &self,
         headers: &'a HeaderMap,
         (method, target): (&str, &str),
         now: SystemTime,
-    ) -> Option<(Nonce, &'a str)> {
+    ) -> Option<(Nonce, Subject<'a>)> {
         let mark = headers.get(PEER)?.to_str().ok()?;
-        let upstream = headers.get(UPSTREAM)?.to_str().ok()?;
+        let subject = Subject::of(headers)?;
         let mut parts = mark.strip_prefix("1.")?.split('.');
         let time: u64 = digits(parts.next()?)?;
         let nonce = Nonce(const_hex::decode_to_array(parts.next()?).ok()?);
@@ -128,7 +162,7 @@ impl Marks {
         let asked = Asked {
             method,
             target,
-            upstream,
+            subject,
         };
         if parts.next().is_some() || seconds(now).abs_diff(time) > WINDOW.as_secs() {
             return None;
@@ -137,7 +171,7 @@ impl Marks {
         self.seen
             .lock()
             .note(nonce, now)
-            .then_some((nonce, upstream))
+            .then_some((nonce, subject))
     }
 
     /// Adds the mark to the answer to a request with this nonce.
@@ -181,10 +215,14 @@ fn request(asked: Asked<'_>, time: u64, Nonce(nonce): Nonce) -> Vec<u8> {
     let Asked {
         method,
         target,
-        upstream,
+        subject,
     } = asked;
+    let (kind, said) = match subject {
+        Subject::Upstream(name) => ("request", name),
+        Subject::Relayed(caller) => ("relayed request", caller),
+    };
     let nonce = const_hex::encode(nonce);
-    format!("millpond request 1\n{method}\n{target}\n{upstream}\n{time}\n{nonce}").into_bytes()
+    format!("millpond {kind} 1\n{method}\n{target}\n{said}\n{time}\n{nonce}").into_bytes()
 }
 
 fn answer(Nonce(nonce): Nonce, status: u16, headers: &HeaderMap) -> Vec<u8> {
@@ -210,7 +248,7 @@ mod tests {
     fn marked(marks: &Marks) -> HeaderMap {
         let mut headers = HeaderMap::new();
         marks
-            .mark(&mut headers, ASKED, "docker.io", at(100))
+            .mark(&mut headers, ASKED, Subject::Upstream("docker.io"), at(100))
             .unwrap();
         headers
     }
@@ -244,6 +282,40 @@ mod tests {
         for again in 70..=131 {
             assert!(!is_marked(&one, &headers, ASKED, again), "{again}");
         }
+    }
+
+    #[test]
+    fn a_relayed_request_is_for_the_caller_that_its_mark_covers() {
+        let marks = Marks::new("one secret of many");
+        let ann = Subject::Relayed("user=ann");
+        let relayed = || {
+            let mut headers = HeaderMap::new();
+            marks.mark(&mut headers, ASKED, ann, at(100)).unwrap();
+            headers
+        };
+        let check = |headers: &HeaderMap| {
+            let checked = marks.check(headers, ASKED, at(100));
+            checked.map(|(_, subject)| format!("{subject:?}"))
+        };
+        assert_eq!(check(&relayed()), Some(format!("{ann:?}")));
+        let mut other = relayed();
+        other.insert(CALLER, HeaderValue::from_static("user=bob"));
+        assert_eq!(check(&other), None);
+        // A request about an upstream is none for a hosted repository, nor the other way round.
+        let mut both = relayed();
+        both.insert(UPSTREAM, HeaderValue::from_static("user=ann"));
+        assert_eq!(check(&both), None);
+        let mut swapped = relayed();
+        let caller = swapped.remove(CALLER).unwrap();
+        swapped.insert(UPSTREAM, caller);
+        assert_eq!(check(&swapped), None);
+        let mut swapped = marked(&marks);
+        let upstream = swapped.remove(UPSTREAM).unwrap();
+        swapped.insert(CALLER, upstream);
+        assert_eq!(check(&swapped), None);
+        let mut added = marked(&marks);
+        added.insert(CALLER, HeaderValue::from_static("user=ann"));
+        assert_eq!(check(&added), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::header::{
     ACCEPT_RANGES, AGE, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-    HeaderMap, HeaderName, HeaderValue, LINK, RETRY_AFTER, WWW_AUTHENTICATE,
+    HeaderMap, HeaderName, HeaderValue, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::{Response, StatusCode};
@@ -318,6 +318,19 @@ pub(super) fn blob_not_modified(digest: &Digest, origin: Origin) -> Response<Bod
     let headers = response.headers_mut();
     insert_digest(headers, digest);
     headers.insert(CACHE_CONTROL, FOREVER);
+    response
+}
+
+/// 307: the client gets a blob at another address, which no cache may give to others.
+pub(super) fn redirect(digest: &Digest, location: HeaderValue) -> Response<Body> {
+    let mut response = empty();
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, location);
+    headers.insert(CONTENT_DIGEST, tag_and_digest(digest).1);
+    headers.insert(CACHE_CONTROL, NO_STORE);
+    headers.insert(CONTENT_LENGTH, 0.into());
+    headers.insert(CACHE_STATUS, cache_status::REDIRECTED);
     response
 }
 

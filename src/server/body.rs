@@ -1,4 +1,4 @@
-//! Bodies of answers: bytes in memory, or ranges of a blob.
+//! Bodies of answers: bytes in memory, ranges of a blob, or what another replica answers.
 //!
 //! What the page cache has of a stored blob is queued at the connection, which sends it from the file
 //! where it can ([`super::chunk`]). Everything else is read into memory, off the runtime's threads
@@ -18,8 +18,11 @@ use super::access::Record;
 use super::buffers::ResponseBuffers;
 use super::chunk::{Chunk, FileQueue};
 use super::cursor::{BodyCursor, BodyError, ChunkStream, Part, READ, Source, limit};
+use super::relayed_body::RelayedBody;
 use crate::access::Watch;
+use crate::metrics::InFlight;
 use crate::mirror::Visit;
+use crate::upstream::RelayChunks;
 
 /// The body of an answer.
 pub struct Body {
@@ -39,6 +42,7 @@ enum Inner {
     /// Not polled yet.
     Parts(Option<Box<BodyCursor>>),
     Stream(ChunkStream),
+    Relayed(Box<RelayedBody>),
 }
 
 impl fmt::Debug for Body {
@@ -95,6 +99,17 @@ impl Body {
         }
     }
 
+    /// What another replica answers, of this length, if it is known. Breaks off once the content is denied.
+    pub(super) fn relayed(chunks: RelayChunks, length: Option<u64>, watch: Option<Watch>) -> Self {
+        Self {
+            inner: Inner::Relayed(Box::new(RelayedBody::new(chunks, watch))),
+            remaining: length,
+            record: None,
+            piece: None,
+            visit: None,
+        }
+    }
+
     /// Breaks off once the content is denied.
     pub(super) fn watched(&mut self, watch: Watch) {
         if let Inner::Parts(Some(reading)) = &mut self.inner {
@@ -102,9 +117,15 @@ impl Body {
         }
     }
 
-    /// Counts as a client of an image until this body has been sent.
-    pub(super) fn visited(&mut self, visit: Option<Visit>) {
+    /// Holds, until this body has been sent, what counts it: among the clients of an image, and among the bodies
+    /// of blobs that are being sent.
+    pub(super) fn hold(&mut self, visit: Option<Visit>, counted: Option<InFlight>) {
         self.visit = visit;
+        if let Some(counted) = counted
+            && let Inner::Parts(Some(reading)) = &mut self.inner
+        {
+            reading.counted(counted);
+        }
     }
 
     /// Prepares the body for the HTTP/1 connection that its answer goes out on: `files` is where the
@@ -169,6 +190,14 @@ impl http_body::Body for Body {
                 Some(record) => record.context().enter(|| stream.as_mut().poll_next(cx)),
                 None => stream.as_mut().poll_next(cx),
             },
+            Inner::Relayed(relayed) => {
+                let max = this.piece.as_deref().map_or(usize::MAX, limit);
+                let next = match &this.record {
+                    Some(record) => record.context().enter(|| relayed.poll_next(cx, max)),
+                    None => relayed.poll_next(cx, max),
+                };
+                next.map(|next| next.map(|bytes| bytes.map(Chunk::Memory)))
+            }
         };
         match &next {
             Poll::Ready(Some(Ok(chunk))) => {

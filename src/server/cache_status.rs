@@ -12,9 +12,12 @@
 //!   list that this client can use. `stored`: it has now; `collapsed`: the client shares another's
 //!   request.
 //! - A member before millpond's own, such as `"10.0.0.2:5000"`: the replica that was asked instead of the
-//!   upstream.
-//! - `detail` alone: neither the cache nor the upstream was asked.
+//!   upstream, or to which the request was relayed because it writes the hosted repository (`fwd=method` for
+//!   what isn't a read).
+//! - `detail` alone: neither the cache nor the upstream was asked. `detail=redirected`: the client gets the
+//!   content from the bucket.
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue, WARNING};
 
 use crate::metrics::Outcome;
@@ -32,6 +35,8 @@ pub(super) const HIT_NEGATIVE: HeaderValue =
     HeaderValue::from_static("millpond; hit; detail=negative");
 /// The API's own answers, such as `GET /v2/`.
 pub(super) const GENERATED: HeaderValue = HeaderValue::from_static("millpond; detail=generated");
+/// A client is redirected to the bucket.
+pub(super) const REDIRECTED: HeaderValue = HeaderValue::from_static("millpond; detail=redirected");
 /// Answers to requests that aren't valid or not permitted.
 pub(super) const REFUSED: HeaderValue = HeaderValue::from_static("millpond; detail=refused");
 /// The mirror's own failures.
@@ -69,7 +74,7 @@ impl Named {
         }
     }
 
-    const fn miss(self) -> &'static str {
+    pub(super) const fn miss(self) -> &'static str {
         match self {
             Self::ByDigest => "uri-miss",
             Self::Otherwise => "miss",
@@ -122,6 +127,7 @@ impl Origin {
             }
             Outcome::Joined => forwarded(named.miss(), exchange, "; collapsed"),
             Outcome::Miss => forwarded(named.miss(), exchange, ""),
+            Outcome::Redirected => REDIRECTED,
             Outcome::Error => failed(named, exchange),
         }
     }
@@ -138,6 +144,16 @@ pub(super) fn failed(named: Named, exchange: Exchange) -> HeaderValue {
         ""
     };
     forwarded(named.miss(), exchange, detail)
+}
+
+/// The reason of a request that is no read.
+pub(super) const METHOD: &str = "method";
+
+/// The field of an answer that another replica gave, which the operator calls `writer`.
+pub(super) fn relayed(reason: &str, writer: &str, status: StatusCode) -> HeaderValue {
+    let status = status.as_u16();
+    let text = format!("\"{writer}\", millpond; fwd={reason}; fwd-status={status}");
+    HeaderValue::try_from(text).unwrap_or(FAILED)
 }
 
 fn forwarded(reason: &str, exchange: Exchange, more: &str) -> HeaderValue {

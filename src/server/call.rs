@@ -9,6 +9,7 @@ use http::Response;
 use super::body::Body;
 use super::conditional::Conditions;
 use super::push_head::{HeadError, PushHead};
+use super::relay_head::RelayHead;
 use crate::access::{Access, Denied, HOSTED, Permission, Resource};
 use crate::auth::{AuthError, Caller};
 use crate::download::Client;
@@ -16,6 +17,7 @@ use crate::hosted::HostedError;
 use crate::metrics::{Addressed, Outcome};
 use crate::mirror::{Mirror, MirrorError, ReadMode, Target};
 use crate::oci::{Accept, Classified, Digest, ErrorKind, Reference, RepoName};
+use crate::upstream::RelayError;
 
 /// A response and what is counted of it.
 pub(super) type Answered = (Response<Body>, Outcome);
@@ -35,6 +37,8 @@ pub(super) enum CallError {
     Head(#[from] HeadError),
     #[error(transparent)]
     Hosted(#[from] HostedError),
+    #[error(transparent)]
+    Relay(#[from] RelayError),
 }
 
 /// A request that its repository isn't there for.
@@ -65,6 +69,17 @@ impl Classified for WrongPlace {
     }
 }
 
+/// Who sends a request, and so where its caller is authorized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender<'a> {
+    /// A client: here.
+    Client,
+    /// Another replica, which asks for content of the upstream with this name: there.
+    Replica { upstream: &'a str },
+    /// Another replica, which relays its client's request for a hosted repository: there.
+    Relay,
+}
+
 /// A request, parsed.
 pub(super) struct Call<'a> {
     pub(super) caller: Caller,
@@ -80,14 +95,19 @@ pub(super) struct Call<'a> {
     pub(super) mode: ReadMode,
     /// For fairness among clients.
     pub(super) client: Client,
-    /// The name of the upstream that another replica asks about, where one asks. It has authorized its
-    /// caller.
-    pub(super) from_peer: Option<&'a str>,
+    pub(super) sender: Sender<'a>,
     /// What the head of a push says of its body.
     pub(super) push: Option<Box<PushHead>>,
+    /// What another replica is told of the request, where that one writes the hosted repository.
+    pub(super) relay: Option<Box<RelayHead>>,
 }
 
 impl Call<'_> {
+    /// Whether a client of this replica sends it.
+    pub(super) fn is_of_client(&self) -> bool {
+        self.sender == Sender::Client
+    }
+
     /// The repository that the call addresses, if the caller may access it.
     pub(super) fn target(
         &self,
@@ -96,7 +116,7 @@ impl Call<'_> {
         name: &RepoName,
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
-        if let Some(upstream) = self.from_peer {
+        if let Sender::Replica { upstream } = self.sender {
             let login = self.caller.login.as_ref();
             let target = mirror.upstreams.of_peer(upstream, name, login)?;
             self.addressed.set(target.upstream.metrics_id());
@@ -128,6 +148,9 @@ impl Call<'_> {
         name: &RepoName,
         (permission, reference): (Permission, Option<&Reference>),
     ) -> Result<(), CallError> {
+        if !self.is_of_client() {
+            return Ok(());
+        }
         let resource = Resource {
             upstream: HOSTED,
             repository: name,
@@ -154,7 +177,7 @@ impl Call<'_> {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<(), CallError> {
-        if self.from_peer.is_some() {
+        if !self.is_of_client() {
             return Ok(());
         }
         let resource = Resource {
@@ -173,6 +196,9 @@ impl Call<'_> {
         reference: &Reference,
         digest: &Digest,
     ) -> Result<(), CallError> {
+        if !self.is_of_client() {
+            return Ok(());
+        }
         let resource = Resource {
             upstream: HOSTED,
             repository: name,
@@ -191,6 +217,7 @@ impl CallError {
             Self::Place(error) => error,
             Self::Head(error) => error,
             Self::Hosted(error) => error,
+            Self::Relay(error) => error,
         }
     }
 }

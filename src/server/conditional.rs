@@ -89,6 +89,11 @@ impl<'a> Conditions<'a> {
         }
     }
 
+    /// Whether the request has conditions on the content.
+    pub(super) fn has_any(&self) -> bool {
+        self.if_match.is_some() || self.if_none_match.is_some() || self.if_range.is_some()
+    }
+
     /// The ranges to answer with, if any: `If-Range` must name this very content (a date can't).
     pub(super) fn ranges(&self, digest: &Digest) -> Option<&Requested> {
         let permitted = self.if_range.is_none_or(|tag| tag == etag(digest));

@@ -14,7 +14,9 @@ use super::chunk::{Chunk, FileQueue, MAX_PIECE};
 use crate::access::Watch;
 use crate::cache::{Integrity, Piece, Reader, StoreError};
 use crate::download::DownloadError;
+use crate::metrics::InFlight;
 use crate::mirror::{BlobContent, Recovery, Sent};
+use crate::upstream::UpstreamError;
 
 /// Bytes read from a stored blob at once: the buffer that a client costs, where files can't be sent.
 pub(super) const READ: usize = 128 * 1024;
@@ -36,6 +38,8 @@ pub enum BodyError {
     Unverified,
     #[error("an operator has denied the blob")]
     Denied,
+    #[error("the replica that writes hosted repositories broke off: {0}")]
+    Relay(#[from] UpstreamError),
 }
 
 impl BodyError {
@@ -44,7 +48,7 @@ impl BodyError {
         match self {
             Self::Store(error) => error.is_damage(),
             Self::Short { .. } | Self::Damaged => true,
-            Self::Fetch(_) | Self::Unverified | Self::Denied => false,
+            Self::Fetch(_) | Self::Unverified | Self::Denied | Self::Relay(_) => false,
         }
     }
 }
@@ -85,6 +89,8 @@ pub(super) struct BodyCursor {
     limit: Limit,
     /// Says when an operator denies the blob.
     watch: Option<Watch>,
+    /// Held, not read: the body is being sent.
+    counted: Option<InFlight>,
 }
 
 /// What bounds the bytes of a chunk in memory.
@@ -151,12 +157,18 @@ impl BodyCursor {
             files: None,
             limit: Limit::None,
             watch: None,
+            counted: None,
         }
     }
 
     /// Breaks off once the blob is denied.
     pub(super) fn watched(&mut self, watch: Watch) {
         self.watch = Some(watch);
+    }
+
+    /// Counts among the bodies that are being sent, until this one has been.
+    pub(super) fn counted(&mut self, counted: InFlight) {
+        self.counted = Some(counted);
     }
 
     pub(super) fn send_on_http1(&mut self, buffers: ResponseBuffers, files: Option<FileQueue>) {

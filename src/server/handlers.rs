@@ -1,5 +1,6 @@
 //! The handlers: from a parsed call to a response.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -7,13 +8,15 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::cache_status::{Named, Origin};
-use super::call::{Answered, Call, CallError, WrongPlace};
+use super::call::{Answered, Call, CallError, Sender, WrongPlace};
 use super::conditional::Verdict;
 use super::hosted::HostedHandlers;
 use super::links::Links;
+use super::redirect::{self, Redirectable, Way};
 use super::request::RequestBody;
 use crate::access::{Access, Denied, HOSTED, Permission};
 use crate::auth::AuthError;
+use crate::bucket::Redirects;
 use crate::metrics::Outcome;
 use crate::mirror::{Exchange, Mirror, MirrorError, ReadMode, Recovery, Target};
 use crate::oci::manifest::referrers_index;
@@ -88,6 +91,12 @@ impl Handlers {
         Some(target.ok()?.upstream)
     }
 
+    /// Whether a client's action is one for another replica, which writes the hosted repository.
+    pub(super) fn is_for_writer(&self, action: &Action, ns: Option<&str>) -> bool {
+        let hosted = self.hosted.as_ref();
+        hosted.is_some_and(|hosted| hosted.is_for_writer(action, ns))
+    }
+
     /// The repository of an upstream that a call is for, if the caller may access it.
     fn target(
         &self,
@@ -113,8 +122,11 @@ impl Handlers {
             action,
             Action::Base | Action::Manifest { .. } | Action::Blob { .. }
         );
-        if call.from_peer.is_some() && !is_of_peer {
-            return Err(MirrorError::Misdirected.into());
+        match call.sender {
+            Sender::Client => {}
+            Sender::Replica { .. } if is_of_peer => {}
+            Sender::Replica { .. } => return Err(MirrorError::Misdirected.into()),
+            Sender::Relay => return Box::pin(self.relayed(action, call, body)).await,
         }
         if let Some(hosted) = &self.hosted
             && let Some(name) = action.repository()
@@ -156,6 +168,26 @@ impl Handlers {
         }
     }
 
+    /// Carries out an action that another replica relays: only as the writer of the hosted repositories, so
+    /// that no request goes in circles.
+    async fn relayed(
+        &self,
+        action: &Action,
+        call: &Call<'_>,
+        body: RequestBody,
+    ) -> Result<Answered, CallError> {
+        let hosted = self.hosted.as_ref();
+        let hosted = hosted.filter(|hosted| !hosted.is_written_elsewhere());
+        let hosted = hosted.ok_or(MirrorError::Misdirected)?;
+        match (action, action.repository()) {
+            (Action::Catalog(page), _) => hosted.catalog(page).await,
+            (_, Some(name)) if hosted.answers(call, name) => {
+                hosted.answer(action, call, body).await
+            }
+            _ => Err(MirrorError::Misdirected.into()),
+        }
+    }
+
     async fn manifest(
         &self,
         call: &Call<'_>,
@@ -176,7 +208,7 @@ impl Handlers {
         let named = Named::by_reference(reference);
         let mut response = answer::manifest(&call.conditions, named, &found);
         answer::keep_private(self.is_private(&target), &mut response);
-        if let (Reference::Tag(tag), Some(_)) = (reference, call.from_peer) {
+        if let (Reference::Tag(tag), false) = (reference, call.is_of_client()) {
             let age = self.mirror.tag_age(&target, tag, &call.accept, &digest);
             answer::age(age, &mut response);
         }
@@ -205,7 +237,17 @@ impl Handlers {
         } else {
             ReadMode::Head
         };
-        let watch = call.from_peer.is_none();
+        let mut counted = None;
+        if want == ReadMode::Content
+            && let Some(redirects) = self.mirror.redirects()
+        {
+            let way = self.way(redirects, call, &target, (digest, ranges));
+            match way.await.inspect_err(|error| report(&target, error))? {
+                Way::Redirect(location) => return Ok(redirect::answered(&digest, location)),
+                Way::Send(body) => counted = body,
+            }
+        }
+        let watch = call.is_of_client();
         let watch = watch.then(|| self.access.watch(&target.stored, digest));
         let mut found = self
             .mirror
@@ -233,11 +275,24 @@ impl Handlers {
             }
         };
         answer::keep_private(is_private, &mut response);
-        response.body_mut().visited(visit);
+        response.body_mut().hold(visit, counted);
         if let Some(watch) = watch {
             response.body_mut().watched(watch);
         }
         Ok((response, outcome))
+    }
+
+    /// How a GET of a blob is answered. Boxed, so that it takes no memory in every connection.
+    fn way<'a>(
+        &'a self,
+        redirects: &'a Redirects,
+        call: &'a Call<'a>,
+        target: &'a Target,
+        (digest, ranges): (Digest, Option<&'a Requested>),
+    ) -> Pin<Box<impl Future<Output = Result<Way, MirrorError>>>> {
+        let asked = Redirectable::new(call, ranges, self.is_private(target));
+        let find = self.mirror.redirect(target, digest, ranges);
+        Box::pin(asked.way(redirects, find))
     }
 
     async fn referrers(
@@ -315,16 +370,20 @@ impl Handlers {
     }
 
     async fn catalog(&self, call: &Call<'_>, page: &Page) -> Result<Answered, CallError> {
+        let hosted = self.hosted.as_ref();
+        let elsewhere = hosted.filter(|hosted| hosted.is_written_elsewhere());
         let shows = |upstream: &str, repository: &RepoName| {
-            let hosted = self.hosted.as_ref();
             if hosted.is_some_and(|hosted| hosted.has(repository)) {
-                return self.access.shows(&call.caller, HOSTED, repository);
+                return elsewhere.is_none() && self.access.shows(&call.caller, HOSTED, repository);
             }
             let login = call.caller.login_for(upstream);
             self.access.shows(&call.caller, upstream, repository)
                 && self.mirror.is_listed(repository, login)
         };
-        let found = self.mirror.catalog(page, &shows).await?;
+        let mut found = self.mirror.catalog(page, &shows).await?;
+        if let Some(hosted) = elsewhere.filter(|_| page.length() > 0) {
+            found = hosted.with_writers_catalog(call, page, found).await?;
+        }
         if found.repositories.is_empty() {
             self.access.decide_empty_catalog(&call.caller)?;
         }

@@ -9,12 +9,35 @@ use crate::oci::{Page, RepoName};
 pub(super) struct Links {
     /// What links begin with: an origin, or nothing, and the path before `/v2/`.
     base: String,
+    /// The path before `/v2/`: empty, or `/x` without a slash at the end.
+    prefix: String,
 }
 
 impl Links {
-    /// `base` is what links begin with.
-    pub(super) const fn new(base: String) -> Self {
-        Self { base }
+    /// `origin` is the scheme and host that links begin with, or nothing; `prefix` the path before `/v2/`.
+    pub(super) fn new(origin: &str, prefix: String) -> Self {
+        let base = format!("{origin}{prefix}");
+        Self { base, prefix }
+    }
+
+    /// The value of a `Location` or `Link` field of another replica, as it leads to this one. None for what
+    /// isn't an address of the API.
+    pub(super) fn led_here(&self, field: &str) -> Option<String> {
+        if let Some(rest) = field.strip_prefix('<') {
+            let (address, parameters) = rest.split_once('>')?;
+            return Some(format!("<{}>{parameters}", self.led_here(address)?));
+        }
+        let path = match field.split_once("://") {
+            Some((_, rest)) => rest.split_once('/')?.1,
+            None => field.strip_prefix('/')?,
+        };
+        // All replicas have the same path before `/v2/`.
+        let path = match self.prefix.strip_prefix('/') {
+            Some(prefix) => path.strip_prefix(prefix)?.strip_prefix('/')?,
+            None => path,
+        };
+        path.starts_with("v2/")
+            .then(|| format!("{}/{path}", self.base))
     }
 
     /// What a repository has: `manifests`, `blobs` or `blobs/uploads`, and its name there.
@@ -44,5 +67,49 @@ impl Links {
             }
         }
         format!("{}/v2/{path}?{}", self.base, query.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_another_replica_lead_here() {
+        let upload = "/v2/ci/v2/app/blobs/uploads/1?a=b";
+        for (origin, prefix, field, expected) in [
+            ("", "", upload, Some("/v2/ci/v2/app/blobs/uploads/1?a=b")),
+            (
+                "",
+                "",
+                "http://10.0.0.1:5000/v2/a/blobs/uploads/1",
+                Some("/v2/a/blobs/uploads/1"),
+            ),
+            (
+                "https://registry.example",
+                "",
+                "http://10.0.0.1:5000/v2/a/blobs/uploads/1",
+                Some("https://registry.example/v2/a/blobs/uploads/1"),
+            ),
+            ("", "/x", "/x/v2/a/manifests/1", Some("/x/v2/a/manifests/1")),
+            (
+                "https://a",
+                "/x",
+                "https://b/x/v2/a/manifests/1",
+                Some("https://a/x/v2/a/manifests/1"),
+            ),
+            (
+                "https://a",
+                "",
+                "</v2/ci/app/tags/list?last=b&n=2>; rel=\"next\"",
+                Some("<https://a/v2/ci/app/tags/list?last=b&n=2>; rel=\"next\""),
+            ),
+            ("", "/x", "/v2/a/manifests/1", None),
+            ("", "", "http://10.0.0.1/elsewhere", None),
+            ("", "", "v2/a/manifests/1", None),
+        ] {
+            let led = Links::new(origin, prefix.to_owned()).led_here(field);
+            assert_eq!(led.as_deref(), expected, "{field}");
+        }
     }
 }

@@ -30,6 +30,9 @@ pub mod listener;
 mod peer_gate;
 mod push_body;
 mod push_head;
+mod redirect;
+mod relay_head;
+mod relayed_body;
 mod request;
 #[cfg(target_os = "linux")]
 mod sendfile;

@@ -7,7 +7,7 @@ use http::request::Parts;
 
 use super::body::Body;
 use crate::clock::Clock;
-use crate::replicas::{Marks, Nonce};
+use crate::replicas::{Marks, Nonce, RelayedCaller, Subject};
 
 /// Recognises the requests of other replicas.
 #[derive(Debug)]
@@ -20,14 +20,16 @@ pub struct PeerGate {
 #[derive(Debug)]
 pub(super) struct FromPeer {
     nonce: Nonce,
-    upstream: String,
+    pub(super) subject: PeerSubject,
 }
 
-impl FromPeer {
-    /// The name of the upstream that it is about; empty for a request about none.
-    pub(super) fn upstream(&self) -> &str {
-        &self.upstream
-    }
+/// What the request of another replica is about.
+#[derive(Debug)]
+pub(super) enum PeerSubject {
+    /// The upstream with this name; empty for a request about none.
+    Upstream(String),
+    /// A hosted repository, for this client of the other replica, which has authorized it.
+    Relayed(RelayedCaller),
 }
 
 impl PeerGate {
@@ -37,10 +39,12 @@ impl PeerGate {
         let target = target.map_or("", |target| target.as_str());
         let asked = (head.method.as_str(), target);
         let checked = self.marks.check(&head.headers, asked, self.clock.wall());
-        checked.map(|(nonce, upstream)| {
-            let upstream = upstream.to_owned();
-            Box::new(FromPeer { nonce, upstream })
-        })
+        let (nonce, subject) = checked?;
+        let subject = match subject {
+            Subject::Upstream(name) => PeerSubject::Upstream(name.to_owned()),
+            Subject::Relayed(caller) => PeerSubject::Relayed(RelayedCaller::parse(caller)?),
+        };
+        Some(Box::new(FromPeer { nonce, subject }))
     }
 
     /// Signs the answer to a request.

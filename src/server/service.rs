@@ -18,15 +18,16 @@ use super::access::{Options, Record};
 use super::answer;
 use super::body::Body;
 use super::cache_status::{self, HIT_NEGATIVE, Named};
-use super::call::{Answered, Call, CallError};
+use super::call::{Answered, Call, CallError, Sender};
 use super::conditional::Conditions;
 use super::error::Refusal;
 use super::handlers::Handlers;
 use super::hosted::{HostedHandlers, HostedRepositories};
 use super::leftovers::Leftovers;
 use super::links::Links;
-use super::peer_gate::{FromPeer, PeerGate};
+use super::peer_gate::{FromPeer, PeerGate, PeerSubject};
 use super::push_head::PushHead;
+use super::relay_head::RelayHead;
 use super::request::{Handler, Peer, RequestBody};
 use crate::access::{Access, Denied};
 use crate::auth::{
@@ -63,17 +64,6 @@ pub struct ServerSettings {
     pub access_log: Option<AccessLog>,
     /// Which requests are traced, if any.
     pub tracer: Option<Arc<Tracer>>,
-}
-
-impl ServerSettings {
-    /// What links begin with: an origin, or nothing, and the path before `/v2/`.
-    fn base(&self) -> String {
-        format!(
-            "{}{}",
-            self.origin.as_deref().unwrap_or_default(),
-            self.prefix
-        )
-    }
 }
 
 /// What lets requests in.
@@ -206,7 +196,8 @@ impl Service {
         (metrics, tasks): (Arc<Metrics>, TaskTracker),
         settings: ServerSettings,
     ) -> Self {
-        let links = Links::new(settings.base());
+        let origin = settings.origin.as_deref().unwrap_or_default();
+        let links = Links::new(origin, settings.prefix.clone());
         let hosted = hosted.map(|repositories| {
             HostedHandlers::new(
                 repositories,
@@ -313,17 +304,10 @@ impl Service {
     ) -> Result<Answered, CallError> {
         let action = &route.action;
         if let Some(from_peer) = from_peer {
-            // The other replica has authorized its caller, and sends its account at the upstream.
-            let login = presented.headers.get(AUTHORIZATION).cloned();
-            let caller = Caller {
-                login: login.map(|header| Arc::new(Login::new(header))),
-                ..Caller::anonymous(presented.address)
-            };
-            noted.comes_from(caller.address, None);
-            let call = Call {
-                from_peer: Some(from_peer.upstream()),
-                ..self.call(route, head, (caller, noted.addressed))
-            };
+            let (caller, sender) = authorized_elsewhere(from_peer, presented);
+            noted.comes_from(caller.address, caller.user.as_ref());
+            let caller = (caller, sender);
+            let call = self.call(route, head, (caller, noted.addressed));
             return self.handlers.dispatch(action, &call, body).await;
         }
         if let Action::Token { upstream, is_form } = action {
@@ -342,6 +326,7 @@ impl Service {
         if *action == Action::Base && self.authenticator.wants_token(presented, &caller) {
             return Err(AuthError::Needed.into());
         }
+        let caller = (caller, Sender::Client);
         let call = self.call(route, head, (caller, noted.addressed));
         self.handlers.dispatch(action, &call, body).await
     }
@@ -368,7 +353,8 @@ impl Service {
             | CallError::Denied(_)
             | CallError::Place(_)
             | CallError::Head(_)
-            | CallError::Hosted(_) => {}
+            | CallError::Hosted(_)
+            | CallError::Relay(_) => {}
         }
     }
 
@@ -403,14 +389,17 @@ impl Service {
         &self,
         route: &'a Route,
         head: &'a Parts,
-        (caller, addressed): (Caller, &'a Addressed),
+        ((caller, sender), addressed): ((Caller, Sender<'a>), &'a Addressed),
     ) -> Call<'a> {
+        let ns = route.ns.as_deref();
+        let is_for_writer =
+            sender == Sender::Client && self.handlers.is_for_writer(&route.action, ns);
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         Call {
             client: Client::at(caller.address),
             caller,
             addressed,
-            ns: route.ns.as_deref(),
+            ns,
             host: host.or_else(|| head.uri.authority().map(http::uri::Authority::as_str)),
             conditions: Conditions::parse(&head.headers),
             accept: match &route.action {
@@ -426,7 +415,8 @@ impl Service {
             } else {
                 ReadMode::Content
             },
-            from_peer: None,
+            sender,
+            relay: is_for_writer.then(|| Box::new(RelayHead::of(head, &self.settings.prefix))),
             push: match &route.action {
                 Action::Push { .. } => Some(Box::new(PushHead::parse(&head.headers))),
                 _ => None,
@@ -442,17 +432,10 @@ impl Service {
         hides: bool,
     ) -> Refusal {
         let action = &route.action;
-        let upstream = match error {
-            CallError::Mirror(_) => {
-                let (ns, host) = (route.ns.as_deref(), host(presented));
-                self.handlers.upstream(action, ns, host)
-            }
-            CallError::Caller(_)
-            | CallError::Denied(_)
-            | CallError::Place(_)
-            | CallError::Head(_)
-            | CallError::Hosted(_) => None,
-        };
+        let (ns, host) = (route.ns.as_deref(), host(presented));
+        let is_of_upstream = matches!(error, CallError::Mirror(_));
+        let upstream = is_of_upstream.then(|| self.handlers.upstream(action, ns, host));
+        let upstream = upstream.flatten();
         let name = upstream.as_ref().and_then(|it| it.public_name());
         let refusal = Refusal::of_action(error, action, name);
         if let Some(reason) = refused_caller(error, refusal.status) {
@@ -497,6 +480,10 @@ impl Service {
             CallError::Hosted(error) if hides && finds_nothing(error) => {
                 Refusal::of_action(&Denied::Hidden("".into()), action, None)
             }
+            CallError::Relay(_) => Refusal {
+                cache_status: cache_status::failed(Named::by(action), Exchange::unanswered()),
+                ..refusal
+            },
             CallError::Caller(_)
             | CallError::Place(_)
             | CallError::Head(_)
@@ -551,6 +538,25 @@ fn presented<'a>(head: &'a Parts, peer: &'a Peer) -> Presented<'a> {
     }
 }
 
+/// The caller of another replica, which has authorized it, and what that replica asks for.
+fn authorized_elsewhere<'a>(
+    from_peer: &'a FromPeer,
+    presented: &Presented<'_>,
+) -> (Caller, Sender<'a>) {
+    match &from_peer.subject {
+        PeerSubject::Upstream(upstream) => {
+            // The replica sends its caller's account at the upstream.
+            let login = presented.headers.get(AUTHORIZATION).cloned();
+            let caller = Caller {
+                login: login.map(|header| Arc::new(Login::new(header))),
+                ..Caller::anonymous(presented.address)
+            };
+            (caller, Sender::Replica { upstream })
+        }
+        PeerSubject::Relayed(caller) => (Caller::of_relay(caller), Sender::Relay),
+    }
+}
+
 /// The host that a client addressed.
 fn host<'a>(presented: &Presented<'a>) -> Option<&'a str> {
     let host = presented.headers.get(HOST);
@@ -565,7 +571,9 @@ fn refused_caller(error: &CallError, status: StatusCode) -> Option<RefusedCaller
             .then_some(RefusedCaller::Upstream),
         CallError::Denied(denied) => Some(denied.counted_as()),
         CallError::Caller(error) => error.counted_as(),
-        CallError::Place(_) | CallError::Head(_) | CallError::Hosted(_) => None,
+        CallError::Place(_) | CallError::Head(_) | CallError::Hosted(_) | CallError::Relay(_) => {
+            None
+        }
     }
 }
 

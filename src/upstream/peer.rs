@@ -9,25 +9,22 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::{Client, Response};
+use reqwest::Response;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::clients::{USER_AGENT, authorities};
 use super::error::{Failure, Phase, SetupError, Source, UpstreamError};
+use super::peer_client::{PeerClient, PeerTrust};
 use super::reply::{UpstreamResponse, shared};
 use super::transport::{Transport, UpstreamRequest};
 use crate::clock::Clock;
 use crate::error_chain::on_one_line;
 use crate::metrics::{Ending, Metrics, UpstreamMetrics};
-use crate::replicas::{Marks, Nonce};
+use crate::replicas::{Marks, Nonce, Subject};
 use crate::telemetry;
 
 /// How long a replica that has failed isn't asked.
 pub(super) const SKIPPED_FOR: Duration = Duration::from_secs(5);
-/// Idle connections that are kept to a replica.
-const MAX_IDLE: usize = 32;
 
 /// What the clients of all replicas have in common.
 pub(super) struct PeerOptions {
@@ -35,8 +32,8 @@ pub(super) struct PeerOptions {
     /// How long connecting may take, and how long a replica may be silent before it is probed.
     pub timeout: Duration,
     pub server_name: Option<String>,
-    /// Certificates (PEM) that are trusted beside the system's. None: the replicas speak plain HTTP.
-    pub tls: Option<Vec<u8>>,
+    /// None: the replicas speak plain HTTP.
+    pub tls: Option<PeerTrust>,
     /// The path before `/v2/`.
     pub prefix: String,
     pub clock: Clock,
@@ -58,7 +55,9 @@ pub(super) struct Asker<'a> {
 pub(super) struct Peer {
     pub name: Arc<str>,
     base: Url,
-    client: Client,
+    client: PeerClient,
+    /// Whether it is one of the replicas that are counted, and not only a name for one.
+    is_counted: bool,
     skipped_until: Mutex<Option<Instant>>,
     pub options: Arc<PeerOptions>,
 }
@@ -76,6 +75,22 @@ struct Silent;
 impl Peer {
     /// Sets up the client of the member `name`, `host:port`. Blocks: certificates are read.
     pub(super) fn new(name: &Arc<str>, options: &Arc<PeerOptions>) -> Result<Self, SetupError> {
+        Self::open(name, options, true)
+    }
+
+    /// The same for the writer of hosted content, by a name that needn't be a member's.
+    pub(super) fn of_writer(
+        name: &Arc<str>,
+        options: &Arc<PeerOptions>,
+    ) -> Result<Self, SetupError> {
+        Self::open(name, options, false)
+    }
+
+    fn open(
+        name: &Arc<str>,
+        options: &Arc<PeerOptions>,
+        is_counted: bool,
+    ) -> Result<Self, SetupError> {
         let scheme = if options.tls.is_some() {
             "https"
         } else {
@@ -88,37 +103,39 @@ impl Peer {
             .filter(|_| options.tls.is_some())
             .unwrap_or(host);
         let base = Url::parse(&format!("{scheme}://{host}:{port}{}/", options.prefix));
-        let builder = Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(options.timeout)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .no_proxy()
-            .dns_resolver(Arc::new(ToMember(Arc::clone(name))))
-            .http1_only();
-        let builder = match &options.tls {
-            Some(pem) => builder.tls_certs_merge(authorities(pem)?),
-            None => builder.tls_certs_only([]),
-        };
         Ok(Self {
             name: Arc::clone(name),
             base: base.map_err(|error| SetupError::Tls(Arc::new(error)))?,
-            client: builder
-                .build()
-                .map_err(|error| SetupError::Tls(shared(error)))?,
+            client: PeerClient::new(name, options.timeout, options.tls.as_ref())?,
+            is_counted,
             skipped_until: Mutex::default(),
             options: Arc::clone(options),
         })
+    }
+
+    /// Trusts for new connections what is trusted now. Blocks.
+    pub(super) fn follow_trust(&self) -> Result<(), SetupError> {
+        let trust = self.options.tls.as_ref();
+        trust.map_or(Ok(()), |trust| self.client.follow(trust))
     }
 
     pub(super) fn base(&self) -> &Url {
         &self.base
     }
 
+    pub(super) fn client(&self) -> reqwest::Client {
+        self.client.get()
+    }
+
     pub(super) fn is_skipped(&self) -> bool {
-        self.skipped_until
-            .lock()
-            .is_some_and(|until| Instant::now() < until)
+        self.skipped_for().is_some()
+    }
+
+    /// How long it isn't asked yet.
+    pub(super) fn skipped_for(&self) -> Option<Duration> {
+        let until = *self.skipped_until.lock();
+        let left = until?.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then_some(left)
     }
 
     /// Whether it has failed and hasn't answered since.
@@ -140,14 +157,18 @@ impl Peer {
             .lock()
             .replace(Instant::now() + SKIPPED_FOR);
         if before.is_none() {
-            self.options.metrics.replicas().failed(true);
+            if self.is_counted {
+                self.options.metrics.replicas().failed(true);
+            }
             tracing::warn!(replica = &*self.name, error = %on_one_line(why), "a replica failed; it isn't asked for a while");
         }
     }
 
-    fn answered(&self) {
+    pub(super) fn answered(&self) {
         if self.skipped_until.lock().take().is_some() {
-            self.options.metrics.replicas().failed(false);
+            if self.is_counted {
+                self.options.metrics.replicas().failed(false);
+            }
             tracing::info!(replica = &*self.name, "the replica answers again");
         }
     }
@@ -226,8 +247,9 @@ impl Peer {
         if let Some(login) = asker.login.filter(|_| options.tls.is_some()) {
             headers.insert(AUTHORIZATION, login.clone());
         }
-        let nonce = self.mark(&mut headers, &ask.method, url, asker.upstream)?;
-        let request = self.client.request(ask.method.clone(), url.clone());
+        let subject = Subject::Upstream(asker.upstream);
+        let nonce = self.mark(&mut headers, &ask.method, url, subject)?;
+        let request = self.client.get().request(ask.method.clone(), url.clone());
         let mut sending = std::pin::pin!(request.headers(headers).send());
         loop {
             tokio::select! {
@@ -262,10 +284,11 @@ impl Peer {
             segments.pop_if_empty().push("v2").push("");
         }
         let mut headers = HeaderMap::new();
-        let Ok(nonce) = self.mark(&mut headers, &Method::GET, &url, "") else {
+        let subject = Subject::Upstream("");
+        let Ok(nonce) = self.mark(&mut headers, &Method::GET, &url, subject) else {
             return false;
         };
-        let asking = self.client.get(url).headers(headers).send();
+        let asking = self.client.get().get(url).headers(headers).send();
         let answer = timeout(self.options.timeout, asking).await;
         answer.is_ok_and(|answer| {
             answer.is_ok_and(|answer| {
@@ -277,12 +300,12 @@ impl Peer {
         })
     }
 
-    fn mark(
+    pub(super) fn mark(
         &self,
         headers: &mut HeaderMap,
         method: &Method,
         url: &Url,
-        upstream: &str,
+        subject: Subject<'_>,
     ) -> Result<Nonce, UpstreamError> {
         let target = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
@@ -290,12 +313,12 @@ impl Peer {
         };
         let now = self.options.clock.wall();
         let asked = (method.as_str(), target.as_str());
-        let marked = self.options.marks.mark(headers, asked, upstream, now);
+        let marked = self.options.marks.mark(headers, asked, subject, now);
         marked.map_err(|error| broken(url, 0, error))
     }
 
     /// The answer, if it is a replica's.
-    fn checked(
+    pub(super) fn checked(
         &self,
         response: Response,
         nonce: Nonce,
@@ -314,7 +337,7 @@ impl Peer {
         Err(error)
     }
 
-    fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
+    pub(super) fn failure(&self, url: &Url, error: reqwest::Error) -> UpstreamError {
         let failure = match (error.is_connect(), error.is_timeout()) {
             (true, true) => Failure::Timeout {
                 phase: Phase::Connect,
@@ -338,17 +361,4 @@ pub(super) fn broken(
 ) -> UpstreamError {
     let source: Option<Source> = Some(Arc::new(source));
     UpstreamError::new(url, Failure::Broken { received, source })
-}
-
-/// Finds the addresses of one member, whatever name its certificate has.
-struct ToMember(Arc<str>);
-
-impl Resolve for ToMember {
-    fn resolve(&self, _name: Name) -> Resolving {
-        let member = Arc::clone(&self.0);
-        Box::pin(async move {
-            let addresses: Vec<_> = tokio::net::lookup_host(&*member).await?.collect();
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
-    }
 }

@@ -16,18 +16,24 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::RwLock;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::Upstream;
 use super::endpoint::Endpoint;
 use super::error::{Failure, SetupError, UpstreamError};
+use super::lookup::Lookup;
+use super::own_address::{own_address, own_entries};
 use super::peer::{Peer, PeerOptions};
+use super::peer_client::PeerTrust;
+use super::relay::RelayRequest;
+use super::relay_answer::{RelayAnswer, RelayError};
+use super::writer::Writer;
 use crate::clock::Clock;
 use crate::config::{ReplicaPeers, Replicas};
 use crate::error_chain::on_one_line;
@@ -76,6 +82,7 @@ pub struct PeersOptions<'a> {
     pub tls: Option<Vec<u8>>,
     /// The path before `/v2/`.
     pub prefix: &'a str,
+    pub lookup: Lookup,
     pub clock: Clock,
     pub metrics: &'a Arc<Metrics>,
 }
@@ -98,13 +105,16 @@ pub struct Peers {
     /// This replica's entry, if the operator names it.
     own: Option<String>,
     port: Option<u16>,
+    lookup: Lookup,
     known: RwLock<Arc<Known>>,
+    /// The replica that writes hosted content; none where nothing is hosted.
+    writer: Option<Writer>,
     options: Arc<PeerOptions>,
 }
 
 /// How the last look-up ended, so that the log has changes only.
 #[derive(Default)]
-struct Lookup {
+struct LastLookup {
     is_empty: bool,
     left_out: usize,
 }
@@ -133,6 +143,7 @@ impl Peers {
             port,
             tls,
             prefix,
+            lookup,
             clock,
             metrics,
         } = options;
@@ -142,29 +153,39 @@ impl Peers {
         };
         let host = dns.as_deref().and_then(|name| name.rsplit_once(':'));
         let host = host.map(|(host, _)| host.to_owned());
+        let options = Arc::new(PeerOptions {
+            marks,
+            timeout: config.timeout,
+            server_name: config.server_name.clone().or(host),
+            tls: tls.as_deref().map(PeerTrust::new).transpose()?,
+            prefix: prefix.to_owned(),
+            clock,
+            metrics: Arc::clone(metrics),
+            counts: metrics.peers(),
+        });
+        let writer = config.hosted_writer.as_ref();
+        let writer = writer.map(|writer| Writer::new(writer, &options));
         let peers = Self {
             dns,
             own: config.own.clone(),
             port,
+            lookup,
             known: RwLock::default(),
-            options: Arc::new(PeerOptions {
-                marks,
-                timeout: config.timeout,
-                server_name: config.server_name.clone().or(host),
-                tls,
-                prefix: prefix.to_owned(),
-                clock,
-                metrics: Arc::clone(metrics),
-                counts: metrics.peers(),
-            }),
+            writer: writer.transpose()?,
+            options,
         };
         if let ReplicaPeers::List(list) = &config.peers {
             let own = match &config.own {
                 Some(own) => own.clone(),
-                None => own_entry(list, port).await?,
+                None => only(own_entries(list, port, &peers.lookup).await)?,
             };
             let names = list.iter().map(String::as_str);
             peers.set(Members::new(names, Some(&own)))?;
+            if let Some(writer) = &peers.writer {
+                writer.set_own(writer.name() == own);
+            }
+        } else {
+            peers.find_writer().await;
         }
         Ok(peers)
     }
@@ -172,10 +193,11 @@ impl Peers {
     /// Keeps the members of a DNS name, and finds out whether those that have failed are there again. Never
     /// returns.
     pub async fn watch(self: Arc<Self>) {
-        let mut lookup = Lookup::default();
+        let mut last = LastLookup::default();
         loop {
             if let Some(name) = &self.dns {
-                self.look_up(name, &mut lookup).await;
+                self.look_up(name, &mut last).await;
+                self.find_writer().await;
             }
             self.probe().await;
             self.show();
@@ -184,12 +206,10 @@ impl Peers {
     }
 
     /// Looks up the members.
-    async fn look_up(self: &Arc<Self>, name: &str, last: &mut Lookup) {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(name)).await;
-        let (addresses, reason) = match looked_up {
-            Ok(Ok(addresses)) => (addresses.collect(), "it has no addresses".to_owned()),
-            Ok(Err(error)) => (Vec::new(), on_one_line(&error)),
-            Err(_elapsed) => (Vec::new(), format!("no answer within {INTERVAL:?}")),
+    async fn look_up(self: &Arc<Self>, name: &str, last: &mut LastLookup) {
+        let (addresses, reason) = match self.lookup.addresses(name).await {
+            Ok(addresses) => (addresses, "it has no addresses".to_owned()),
+            Err(error) => (Vec::new(), on_one_line(&error)),
         };
         let own = self.own.clone();
         let own = own.or_else(|| own_address(&addresses, self.port));
@@ -218,10 +238,9 @@ impl Peers {
     /// Asks those that have failed, and aren't skipped any more, whether they are there.
     async fn probe(&self) {
         let known = Arc::clone(&self.known.read());
-        let failed = known
-            .peers
-            .values()
-            .filter(|peer| peer.has_failed() && !peer.is_skipped());
+        let writer = self.writer.iter().map(Writer::peer);
+        let all = known.peers.values().chain(writer);
+        let failed = all.filter(|peer| peer.has_failed() && !peer.is_skipped());
         join_all(failed.map(|peer| peer.probe())).await;
     }
 
@@ -257,7 +276,56 @@ impl Peers {
             .collect::<Result<_, SetupError>>()?;
         *self.known.write() = Arc::new(Known { members, peers });
         self.show();
-        Ok(())
+        // Certificates may have been renewed meanwhile.
+        self.follow_trust()
+    }
+
+    /// Trusts the certificates (PEM) that their file has now, for new connections. After an error, what was
+    /// trusted before stays in use. Blocks.
+    pub fn renew(&self, pem: &[u8]) -> Result<(), SetupError> {
+        if let Some(trust) = &self.options.tls {
+            trust.replace(pem)?;
+        }
+        self.follow_trust()
+    }
+
+    fn follow_trust(&self) -> Result<(), SetupError> {
+        let known = Arc::clone(&self.known.read());
+        let writer = self.writer.as_ref().map(Writer::peer);
+        let mut peers = known.peers.values().chain(writer);
+        peers.try_for_each(|peer| peer.follow_trust())
+    }
+
+    /// Finds out whether this replica is the writer of hosted content, where DNS names the replicas.
+    async fn find_writer(&self) {
+        if let Some(writer) = &self.writer {
+            let own = self.own.as_ref().and_then(|own| own.parse().ok());
+            writer.look_up(own, self.port, &self.lookup).await;
+        }
+    }
+
+    /// Whether this replica comes first for what `key` stands for.
+    pub fn owns(&self, key: &str) -> bool {
+        self.ahead(key).0.is_empty()
+    }
+
+    /// Whether this replica writes hosted content.
+    pub fn writes_hosted(&self) -> bool {
+        self.writer.as_ref().is_some_and(Writer::is_own)
+    }
+
+    /// The same, now and from then on. None where no replica writes hosted content.
+    pub fn follow_writer(&self) -> Option<watch::Receiver<bool>> {
+        self.writer.as_ref().map(Writer::follow)
+    }
+
+    /// Relays a request to the replica that writes hosted content. What that one refuses is an answer; an
+    /// error means that there is none.
+    pub async fn relay(&self, request: RelayRequest) -> Result<RelayAnswer, RelayError> {
+        let writer = self.writer.as_ref().ok_or(RelayError::NoWriter)?;
+        let member = self.known.read().peers.get(writer.name()).cloned();
+        let peer = member.as_ref().unwrap_or(writer.peer());
+        peer.relay(request).await
     }
 
     /// How many other replicas there are, and those of them that have failed and haven't answered since.
@@ -385,37 +453,11 @@ impl Upstream {
     }
 }
 
-/// The entry of a list that is this machine's.
-async fn own_entry(list: &[String], port: Option<u16>) -> Result<String, PeersError> {
-    let mut own = Vec::new();
-    for entry in list {
-        let looked_up = timeout(INTERVAL, tokio::net::lookup_host(entry)).await;
-        let addresses = looked_up.map(|addresses| addresses.map(Iterator::collect));
-        let addresses: Vec<SocketAddr> = match addresses {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(_)) | Err(_) => continue,
-        };
-        if own_address(&addresses, port).is_some() {
-            own.push(entry.clone());
-        }
-    }
+/// This replica's entry of a list, of which these entries are this machine's.
+fn only(mut own: Vec<String>) -> Result<String, PeersError> {
     match own.len() {
         0 => Err(PeersError::NoSelf),
         1 => Ok(own.swap_remove(0)),
         _ => Err(PeersError::ManySelves(own.join(", "))),
     }
-}
-
-/// The first of the addresses that is this machine's and, where that is known, has the port that this
-/// replica listens on.
-fn own_address(addresses: &[SocketAddr], port: Option<u16>) -> Option<String> {
-    let mut addresses = addresses.iter();
-    let own = addresses
-        .find(|address| port.is_none_or(|port| port == address.port()) && is_local(address.ip()));
-    own.map(ToString::to_string)
-}
-
-/// Whether an address is this machine's: only then can a socket have it.
-fn is_local(address: IpAddr) -> bool {
-    UdpSocket::bind((address, 0)).is_ok()
 }

@@ -52,18 +52,23 @@ impl UploadBody {
 
     /// The body for the HTTP library, and what knows how far that has come.
     pub(super) fn watched(self) -> (reqwest::Body, Pace) {
-        let pace = Pace(Arc::new(Mutex::new((Awaited::Bytes, Instant::now()))));
-        let watched = Watched {
-            chunks: self.chunks,
-            pace: pace.clone(),
-        };
-        (reqwest::Body::wrap_stream(watched), pace)
+        watched(self.chunks)
     }
+}
+
+/// Chunks as the body for the HTTP library, and what knows how far that has come.
+pub(super) fn watched(chunks: UploadChunks) -> (reqwest::Body, Pace) {
+    let pace = Pace::new(Awaited::Bytes);
+    let watched = Watched {
+        chunks,
+        pace: pace.clone(),
+    };
+    (reqwest::Body::wrap_stream(watched), pace)
 }
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaited {
+pub(super) enum Awaited {
     /// The stream, which has limits of its own.
     Bytes,
     /// The registry, which doesn't take the last chunk.
@@ -77,13 +82,23 @@ enum Awaited {
 pub(super) struct Pace(Arc<Mutex<(Awaited, Instant)>>);
 
 impl Pace {
+    /// From now on, this is waited for.
+    pub(super) fn new(awaited: Awaited) -> Self {
+        Self(Arc::new(Mutex::new((awaited, Instant::now()))))
+    }
+
+    /// What is waited for, and since when.
+    pub(super) fn now(&self) -> (Awaited, Instant) {
+        *self.0.lock()
+    }
+
     fn set(&self, awaited: Awaited) {
         *self.0.lock() = (awaited, Instant::now());
     }
 
     /// When the registry has taken too long, and what for.
     fn limit(&self, timeouts: Timeouts) -> (Instant, Option<(Phase, Duration)>) {
-        let (awaited, since) = *self.0.lock();
+        let (awaited, since) = self.now();
         match awaited {
             Awaited::Bytes => (Instant::now() + timeouts.stall, None),
             Awaited::Room => (since + timeouts.stall, Some((Phase::Send, timeouts.stall))),
@@ -136,7 +151,7 @@ mod tests {
     use futures_util::{StreamExt as _, stream};
 
     fn body(chunks: UploadChunks) -> (Watched, Pace) {
-        let pace = Pace(Arc::new(Mutex::new((Awaited::Bytes, Instant::now()))));
+        let pace = Pace::new(Awaited::Bytes);
         let watched = Watched {
             chunks,
             pace: pace.clone(),

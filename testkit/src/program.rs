@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
 
@@ -26,7 +26,7 @@ pub fn poll(what: &str, mut happened: impl FnMut() -> bool) {
     panic!("it never happened: {what}");
 }
 
-/// A port of 127.0.0.1 for a server that hasn't started. A socket is bound to it, so that no other
+/// A port of this machine for a server that hasn't started. A socket is bound to it, so that no other
 /// process gets it: on Linux a server that sets `SO_REUSEADDR`, too, can still listen there, because
 /// this socket doesn't.
 #[derive(Debug)]
@@ -36,10 +36,16 @@ pub struct ReservedPort {
 }
 
 impl ReservedPort {
+    /// One of 127.0.0.1.
     pub fn new() -> Self {
+        Self::at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// One of an address of the loopback network.
+    pub fn at(host: Ipv4Addr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
-        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        socket.bind((host, 0).into()).unwrap();
         Self {
             address: socket.local_addr().unwrap(),
             _socket: Some(socket).filter(|_| cfg!(target_os = "linux")),
@@ -101,6 +107,18 @@ impl Program {
         proxy: &Value,
     ) -> Self {
         let reserved = [ReservedPort::new(), ReservedPort::new()];
+        Self::on(reserved, binary, directory, upstream, limits, proxy)
+    }
+
+    /// The same on these ports: the registry's, and that of metrics and health.
+    pub fn on(
+        reserved: [ReservedPort; 2],
+        binary: &str,
+        directory: &Path,
+        upstream: SocketAddr,
+        limits: &str,
+        proxy: &Value,
+    ) -> Self {
         let [address, debug] = [reserved[0].address, reserved[1].address];
         let config = configure(directory, address, debug, upstream, proxy);
         Self {
@@ -151,10 +169,26 @@ impl Program {
         child.wait().unwrap();
     }
 
+    /// Sends a signal to the running program.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.process(), signal).unwrap();
+    }
+
+    /// Sends SIGSTOP or SIGKILL, and waits until not a single instruction follows.
+    pub fn halt(&self, signal: Signal) {
+        self.signal(signal);
+        let halted = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.process()), halted).unwrap();
+    }
+
+    fn process(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
     /// SIGTERM. It has to end by itself, with success.
     pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
         let mut child = self.child.take().unwrap();
-        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         let mut status = None;
         poll("the program ends", || {
             status = child.try_wait().unwrap();

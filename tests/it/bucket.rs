@@ -9,36 +9,36 @@ use crate::harness::{
     put_blob, put_image,
 };
 
-const MIB: usize = 1024 * 1024;
+pub(crate) const MIB: usize = 1024 * 1024;
 const V2: &str = "docker/registry/v2";
 
 /// An upstream and a bucket without content.
-async fn registries() -> (Registry, Registry) {
+pub(crate) async fn registries() -> (Registry, Registry) {
     let (up, bucket) = (Registry::start().await, Registry::start().await);
     bucket.be_bucket("shared");
     (up, bucket)
 }
 
-fn blob_key(content: &[u8]) -> String {
+pub(crate) fn blob_key(content: &[u8]) -> String {
     let digest = digest(content).to_string();
     let hex = digest.strip_prefix("sha256:").unwrap();
     format!("{V2}/blobs/sha256/{}/{hex}/data", &hex[..2])
 }
 
-fn link_key(repo: &str, kind: &str, content: &[u8]) -> String {
+pub(crate) fn link_key(repo: &str, kind: &str, content: &[u8]) -> String {
     let digest = digest(content).to_string();
     let hex = digest.strip_prefix("sha256:").unwrap();
     format!("{V2}/repositories/{repo}/{kind}/sha256/{hex}/link")
 }
 
 /// Puts content into the bucket with the link of a repository.
-fn put(bucket: &Registry, repo: &str, kind: &str, content: &Bytes) {
+pub(crate) fn put(bucket: &Registry, repo: &str, kind: &str, content: &Bytes) {
     bucket.put_object(&blob_key(content), content);
     bucket.put_object(&link_key(repo, kind, content), digest(content).to_string());
 }
 
 /// Waits until everything is uploaded.
-async fn uploaded(mirror: &Mirror) {
+pub(crate) async fn uploaded(mirror: &Mirror) {
     mirror.idle().await;
     eventually("no uploads", || {
         mirror.metric("millpond_bucket_uploads_queued") == 0
@@ -67,7 +67,7 @@ async fn what_was_pulled_is_uploaded_and_read_by_an_empty_replica() {
     let link = link_key("app", "_layers", &blob);
     assert_eq!(bucket.object(&link).unwrap(), digest(&blob).to_string());
     let mut requests = taken(&bucket);
-    requests.retain(|line| !line.contains("greeting"));
+    requests.retain(|line| !line.contains("list-type"));
     requests[..2].sort();
     let (data, link) = (blob_key(&blob), link_key("app", "_layers", &blob));
     let read = [format!("GET {data}"), format!("GET {link}")];
@@ -169,11 +169,35 @@ async fn a_bucket_that_fails_costs_no_pull_and_is_left_alone() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_bucket_the_mirror_starts_and_says_so() {
+    for (status, code) in [(403, "AccessDenied"), (404, "NoSuchBucket")] {
+        let (up, bucket) = registries().await;
+        let refusal = Reply::new(status, format!("<Error><Code>{code}</Code></Error>"));
+        bucket.reply("", ALWAYS, refusal);
+        let m = Setup::new(&up).bucket(&bucket).start().await;
+        bucket.wait(1, "list-type").await;
+        eventually("a failure", || {
+            m.metric("millpond_bucket_requests_total{kind=\"list\"}") > 0
+        })
+        .await;
+        let (blob, path) = put_blob(&up, 30, MIB);
+        m.serves(&path, &blob).await;
+        let ready = m.debug("/readyz").await;
+        assert_eq!(ready.status, 200);
+        assert!(ready.json()["checks"]["bucket"]["error"].is_string());
+        assert_eq!(
+            m.metric("millpond_degraded{condition=\"bucket_missing\"}"),
+            1
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_late_bucket_is_waited_for_once_in_15_seconds() {
     let (up, bucket) = registries().await;
     let m = Setup::new(&up).bucket(&bucket).start().await;
-    bucket.wait(1, "greeting").await;
+    bucket.wait(1, "list-type").await;
     bucket.reply("GET /shared/docker", ALWAYS, Reply::silence());
     let pull = async |seed: u64| {
         let (blob, path) = put_blob(&up, seed, MIB);
@@ -260,10 +284,6 @@ async fn content_of_another_size_is_set_aside() {
             // Its head is sent already: the body breaks off, and the next request is served.
             assert!(m.get(&path).await.broken);
         }
-        let x = m.get(&path).await;
-        if x.status != 200 {
-            panic!("{seed} {}", String::from_utf8_lossy(&x.body));
-        }
         m.serves(&path, &blob).await;
         uploaded(&m).await;
         assert_eq!(bucket.object(&blob_key(&blob)), Some(blob));
@@ -304,14 +324,17 @@ async fn large_blobs_are_uploaded_in_parts() {
 async fn uploads_are_tried_again_with_longer_pauses() {
     let (up, bucket) = registries().await;
     let m = Setup::new(&up).bucket(&bucket).start().await;
-    bucket.reply("PUT ", 4, Reply::error(507));
+    bucket.reply("PUT ", 1, Reply::error(507));
+    bucket.reply("HEAD ", 3, Reply::error(503));
     let (blob, path) = put_blob(&up, 12, MIB);
     m.serves(&path, &blob).await;
     for (attempt, pause) in [(1, 1), (2, 2), (3, 4), (4, 8)] {
         m.counted("millpond_bucket_uploads_total{result=\"failed\"}", attempt)
             .await;
-        assert_eq!(bucket.count("PUT "), attempt as usize);
-        advance(Duration::from_secs(pause)).await;
+        let attempts = bucket.count("PUT ") + bucket.count("HEAD ");
+        assert_eq!(attempts, attempt as usize);
+        // Timers fire at whole milliseconds.
+        advance(Duration::from_millis(pause * 1000 + 10)).await;
     }
     uploaded(&m).await;
     assert_eq!(bucket.object(&blob_key(&blob)), Some(blob));
@@ -398,7 +421,10 @@ async fn tags_and_indexes_are_uploaded() {
     bucket.take();
     second.serves("/v2/app/manifests/1", &image.manifest).await;
     uploaded(&second).await;
-    assert_eq!(bucket.count("PUT "), 0);
+    // Its link is written again, which tells the sweep that it is relied on; the tag isn't.
+    let written = bucket.seen("PUT ");
+    assert_eq!(written.len(), 1);
+    assert!(written[0].line.contains("/_manifests/revisions/"));
     // The tag moves.
     let image = Image::oci(16);
     up.push("app", "1", &image);

@@ -1,10 +1,13 @@
 //! Replicas that share the work: who they are, and TLS between them.
 
+use std::path::Path;
+
+use millpond::renewal::INTERVAL;
 use reqwest::{Certificate, Client};
 use testkit::Authority;
 
 use crate::harness::replicas::{Replicas, SECRET};
-use crate::harness::{Mirror, Registry, Setup, digest, eventually, noise, put_blob, read};
+use crate::harness::{Mirror, Registry, Setup, digest, eventually, noise, passing, put_blob, read};
 use crate::private::{ANN, BOB, CALLER, Guard, guard};
 
 /// Replicas that speak TLS to each other and to clients, and a client.
@@ -61,6 +64,48 @@ async fn accounts_of_callers_go_to_an_owner_over_tls() {
         assert_eq!(get(&client, owner, &path, BOB).await.0, 403);
         assert_eq!(get(&client, other, &path, BOB).await.0, 403);
     }
+}
+
+/// Writes the certificate of a new authority, and its issuer, as certbot and cert-manager do: complete. Returns
+/// a client that trusts it.
+fn install(files: &Path, name: &str) -> Client {
+    let authority = Authority::new(name);
+    let signed = authority.server();
+    let chain = format!("{}{}", signed.certificate, authority.pem());
+    for (name, text) in [("cert.pem", &chain), ("key.pem", &signed.key)] {
+        std::fs::write(files.join("new"), text).unwrap();
+        std::fs::rename(files.join("new"), files.join(name)).unwrap();
+    }
+    let authority = Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let client = Client::builder().tls_certs_only([authority]).build();
+    client.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_trust_the_renewed_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, path) = (directory.path(), directory.path().display());
+    install(files, "before");
+    let tls = format!("http.tls: {{certificate: {path}/cert.pem, key: {path}/key.pem}}");
+    let replicas = Replicas::start(2, &[&tls]).await;
+    let client = install(files, "after");
+    let looked = || passing(tokio::time::sleep(INTERVAL * 2));
+    looked().await;
+    let pulled = async |seed| {
+        let (blob, path) = put_blob(&replicas.up, seed, 3_000_000);
+        let order = replicas.order(&digest(&blob).to_string());
+        let [owner, other] = [0, 1].map(|place| &replicas.mirrors[order[place]]);
+        let (status, body) = passing(get(&client, other, &path, ANN)).await;
+        assert!(status == 200 && body == blob, "{status}");
+        replicas.idle().await;
+        assert!(owner.is_stored(&blob).await, "the owner wasn't asked");
+        assert_eq!(replicas.up.count(&path), 1);
+    };
+    pulled(1).await;
+    // What can't be used changes nothing.
+    std::fs::write(files.join("cert.pem"), "no certificate").unwrap();
+    looked().await;
+    pulled(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use millpond::replicas::{Marks, score};
+use millpond::replicas::{Marks, Subject, score};
 
 use crate::harness::replicas::{Replicas, SECRET, section};
 use crate::harness::{
@@ -324,7 +324,12 @@ async fn access_is_decided_by_the_replica_that_the_client_asks() {
     let upstream = replicas.up.address.to_string();
     let marks = Marks::new(SECRET);
     marks
-        .mark(&mut headers, ("GET", &path), &upstream, now())
+        .mark(
+            &mut headers,
+            ("GET", &path),
+            Subject::Upstream(&upstream),
+            now(),
+        )
         .unwrap();
     let texts = headers
         .iter()
@@ -341,7 +346,12 @@ async fn access_is_decided_by_the_replica_that_the_client_asks() {
     ] {
         let mut headers = HeaderMap::new();
         marks
-            .mark(&mut headers, ("GET", path), upstream, now())
+            .mark(
+                &mut headers,
+                ("GET", path),
+                Subject::Upstream(upstream),
+                now(),
+            )
             .unwrap();
         let texts = headers
             .iter()

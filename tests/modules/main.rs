@@ -20,7 +20,7 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 28] = [
+const ORDER: [&str; 29] = [
     "oci",
     "error_chain",
     "clock",
@@ -40,6 +40,7 @@ const ORDER: [&str; 28] = [
     "auth",
     "access",
     "cache",
+    "bucket",
     "health",
     "download",
     "hosted",
@@ -52,18 +53,24 @@ const ORDER: [&str; 28] = [
 ];
 
 /// What only some may name: the words, and the files or directories that may.
-const RESERVED: [(&str, &[&str], &[&str]); 4] = [
+const RESERVED: [(&str, &[&str], &[&str]); 5] = [
+    (
+        "the client of object stores",
+        &["object_store"],
+        &["bucket/client", "bucket/http", "bucket/stores"],
+    ),
     // Everybody else asks the cache, which keeps files and index in step.
     (
         "the store",
         &["crate::storage"],
-        &["storage", "cache", "app", "cli"],
+        // The names of objects are those of files.
+        &["storage", "cache", "bucket/keys", "app", "cli"],
     ),
     (
         "the HTTP client",
         &["reqwest"],
         // Of the operator's checks.
-        &["upstream", "health/probe"],
+        &["upstream", "health/probe", "bucket/http"],
     ),
     (
         "the HTTP server",
@@ -111,6 +118,9 @@ const RESERVED: [(&str, &[&str], &[&str]); 4] = [
             "copy/docker_archive",
             "copy/spool",
             "copy/journal",
+            // The queue of uploads, and keys of a bucket.
+            "bucket/queue_file",
+            "bucket/stores",
             // The bytes of a month.
             "app/usage_file",
         ],

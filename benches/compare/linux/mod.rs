@@ -30,6 +30,7 @@ mod memory;
 mod peers;
 mod pulls;
 mod pushes;
+mod replicas;
 mod results;
 mod rows;
 mod run;
@@ -85,8 +86,9 @@ struct Args {
     /// Only rows whose name begins so: warm-1g-1, warm-1g-16, warm-1m, warm-1k, tag-get, tag-head,
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16,
     /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, push-large, push-layers,
-    /// push-manifests, push-memory, push-beside, copy-large, warming, import, memory, trace, rollout,
-    /// first-byte, storm, throttled, endpoints, joins, cuts, ranges. soak runs only when it is named.
+    /// push-manifests, push-memory, push-beside, copy-large, warming, import, replicas-first-byte,
+    /// replicas-cpu, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges.
+    /// soak runs only when it is named.
     rows: Vec<String>,
     /// Minutes of the row soak.
     #[arg(long, default_value_t = 60)]
@@ -189,6 +191,7 @@ fn orchestrate(args: &Args) -> Result<()> {
     tls::measure(wanted, &library, &sources, &sizes, &mut results)?;
     pushes::measure(wanted, &library, &sources, &sizes, &mut results)?;
     ahead::measure(wanted, &args.millpond, &sizes, &mut results)?;
+    replicas::measure(wanted, &library, &sources, &sizes, &mut results)?;
     if wanted("memory") {
         memory::measure(&library, &sources, &upstream, &sizes, &mut results)?;
     }

@@ -12,6 +12,7 @@ use super::Index;
 use super::quota::SpaceBytes;
 use super::slab::Id;
 use super::values::{Blob, Entry, HostedRepo, LinkState, Repo, counted};
+use crate::cache::CacheSettings;
 use crate::cache::policy::HostedPolicy;
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::RepoName;
@@ -33,12 +34,15 @@ pub(super) struct HostedSpaces {
     pub(super) lost: HashSet<Id<Blob>>,
     /// Manifests of hosted repositories that couldn't be read: what they refer to isn't known.
     pub(super) opaque: HashSet<Id<Blob>>,
+    /// Nothing expires: another replica decides what is kept.
+    keeps_all: bool,
 }
 
 impl HostedSpaces {
-    pub(super) fn new(policies: usize) -> Self {
+    pub(super) fn new(settings: &CacheSettings) -> Self {
         Self {
-            bytes: vec![SpaceBytes::default(); policies],
+            bytes: vec![SpaceBytes::default(); settings.hosted.len()],
+            keeps_all: settings.keeps_hosted,
             ..Self::default()
         }
     }
@@ -206,14 +210,19 @@ impl Index {
         Some((children.fold(entry.last_use, Timestamp::max), span))
     }
 
+    pub(crate) fn keep_hosted(&mut self, keeps: bool) {
+        self.hosted.keeps_all = keeps;
+    }
+
     /// When a due link is looked at again, in seconds, if a rule keeps it.
     pub(super) fn kept_until(&self, id: Id<Entry>, now: u32) -> Option<u32> {
         let entry = self.entries.get(id);
         let policy = self.policy(entry.repo)?;
-        let keeps = match entry.kind {
-            LinkKind::Layer => self.has_unknown_references(entry.repo),
-            LinkKind::Revision => self.is_kept_by_rule(entry, policy),
-        };
+        let keeps = self.hosted.keeps_all
+            || match entry.kind {
+                LinkKind::Layer => self.has_unknown_references(entry.repo),
+                LinkKind::Revision => self.is_kept_by_rule(entry, policy),
+            };
         keeps.then(|| Timestamp::from_seconds(now).after(KEPT).seconds())
     }
 
@@ -257,7 +266,9 @@ impl Index {
         }
         let mut order = 0;
         for (_, entry) in self.entries_of(id) {
-            if let Some(policy) = self.policy(entry.repo) {
+            // A copy of what another replica keeps in the bucket is evicted like any other.
+            let policy = self.policy(entry.repo).filter(|_| !self.hosted.keeps_all);
+            if let Some(policy) = policy {
                 if !policy.evictable {
                     return None;
                 }

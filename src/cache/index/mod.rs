@@ -152,7 +152,7 @@ impl Index {
         let times = (Origin::Created(started), started);
         Self {
             space: Space::new(&settings),
-            hosted: HostedSpaces::new(settings.hosted.len()),
+            hosted: HostedSpaces::new(&settings),
             settings,
             started,
             grace: GRACE,

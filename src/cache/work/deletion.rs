@@ -81,5 +81,9 @@ async fn unlink(shared: &Inner, DueLink { link, tags, .. }: &DueLink) -> bool {
         }
     }
     let removed = shared.store.unlink(link).await;
-    shared.succeeded("link", removed.map(drop))
+    let is_gone = shared.succeeded("link", removed.map(drop));
+    if is_gone {
+        shared.tell_loss(link, tags);
+    }
+    is_gone
 }

@@ -636,9 +636,19 @@ replicas: {peers: 'a:1', secret: 0123456789abcdef, timeout: 0}
 => 2: `replicas.timeout` must be from 10ms to 1m
 replicas: {peers: 'a:1', secret: 0123456789abcdef, servername: 'a:1'}
 => 2: `replicas.servername` is "a:1"; write the name in the replicas' certificates, such as millpond.example
-replicas: {peers: 'a:1', secret: 0123456789abcdef}
+replicas: {peers: 'a:1', secret: 0123456789abcdef, hostedwriter: 'b:1'}
 hosted: [{name: a, repositories: [a/**]}]
-=> 3: `hosted` can't be used with `replicas`: what is pushed to one replica would be on its disk only, and there is no bucket that they share; remove one of the two
+=> 3: `hosted` with `replicas` needs a bucket: what is pushed would be on the disk of one replica only; remove one of the two
+replicas: {hostedwriter: 'b:1'}
+=> 2: `replicas.peers` is missing; write the replicas, such as millpond.default.svc:5000
+replicas: {peers: 'a:1', secret: 0123456789abcdef, hostedwriter: b}
+=> 2: `replicas.hostedwriter` is "b"; write host:port of one replica, such as millpond-0.millpond.default.svc:5000
+replicas: {peers: 'a:1', secret: 0123456789abcdef, hostedwriter: 'A:1'}
+=> 2: `replicas.hostedwriter` is a:1, as `replicas.peers`, which names all replicas; write host:port of one replica, such as millpond-0.millpond.default.svc:5000
+replicas: {peers: ['a:1', 'b:1'], secret: 0123456789abcdef, hostedwriter: 'c:1'}
+=> 2: `replicas.hostedwriter` is c:1, which `replicas.peers` lacks
+replicas: {peers: ['[fd00::1]:1', 'b:1'], secret: 0123456789abcdef, hostedwriter: '[FD00:0::1]:1'}
+=> 2: `replicas.hostedwriter` is [fd00:0::1]:1, which `replicas.peers` has as [fd00::1]:1; write it the same
 replicas: {peers: 'a:1', secret: 0123456789abcdef}
 http: {tls: {certificate: c, key: k, clientcas: [a]}}
 => 3: `http.tls.clientauth` requires certificates, which replicas don't show each other; write verify-client-cert-if-given, or remove `replicas`
@@ -981,6 +991,8 @@ proxy: {remoteurl: 'https://a'}
 storage: {filesystem: {rootdirectory: a}, gcs: {bucket: abc}, redirect: {disable: true}, shared: {redirect: busy}}
 proxy: {remoteurl: 'https://a'}
 => 2: `storage.shared.redirect` has no effect: `storage.redirect.disable` is true
+replicas: {peers: 'a:1', secret: 0123456789abcdef, hostedwriter: 'b:1'}
+=> 2: `replicas.hostedwriter` has no effect: nothing is `hosted`
 "#;
 
 /// The configuration and the message of each case of a table.
@@ -1007,6 +1019,16 @@ fn problems_are_worded_as_listed() {
     }
     let version = "config.yml: `version` is missing; write `version: 0.1`";
     assert_eq!(problems("", &[]), [version]);
+    let shared = "version: 0.1\nreplicas: {peers: 'a:1', secret: 0123456789abcdef}\n\
+                  hosted: [{name: a, repositories: [a/**]}]";
+    let found = problems(shared, &[]);
+    let missing = "config.yml:2: `replicas.hostedwriter` is missing; write the one replica that writes what \
+                   is `hosted`, host:port";
+    assert_eq!(found.first().map(String::as_str), Some(missing));
+    assert!(
+        found.len() == 2 && found[1].contains("needs a bucket"),
+        "{found:?}"
+    );
     let version = "config.yml:1: `version` is \"0.10\"; only 0.1 is supported";
     assert_eq!(problems("version: 0.10", &[]), [version]);
     let found = problems("version: 0.1\nproxy: {ca: /nowhere/ca.pem}", &[]);

@@ -251,9 +251,9 @@ fn the_example_has_the_default_values_and_every_key() {
             "it can't be read",
             "two sources",
             "say the same",
-            "can't be used with `replicas`",
             "can't be used with `storage.inmemory`",
             "are two buckets",
+            "with `replicas` needs a bucket",
             "which replicas don't show each other",
         ];
         assert!(

@@ -132,6 +132,8 @@ REGISTRY_REPLICAS={peers: ['10.0.0.1:5000', 'b:1'], secret: 0123456789abcdef} =>
 REGISTRY_REPLICAS={peers: ['a:1', 'b:1'], secret: 0123456789abcdef} =>   secret: <hidden>
 REGISTRY_REPLICAS={peers: ['a:1', 'b:1'], self: 'B:1', secret: 0123456789abcdef} =>   self: b:1
 REGISTRY_REPLICAS={peers: 'a:1', secret: 0123456789abcdef, servername: a.example} =>   servername: a.example
+REGISTRY_REPLICAS={peers: ['a:1', 'b:1'], secret: 0123456789abcdef, hostedwriter: 'B:1'} =>   hostedwriter: b:1
+REGISTRY_REPLICAS={peers: 'a:1', secret: 0123456789abcdef, hostedwriter: 'a-0.a:1'} =>   hostedwriter: a-0.a:1
 REGISTRY_REPLICAS_TIMEOUT=2s =>   timeout: 2s
 REGISTRY_PROXY_REMOTEURL=none =>   remoteurl: none
 REGISTRY_PROXY_REMOTEURL=https://a:5 =>   remoteurl: https://a:5/

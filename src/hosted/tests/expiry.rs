@@ -134,6 +134,36 @@ async fn images_expire_after_their_last_pull_unless_a_rule_keeps_them() {
     assert!(!rig.is_linked(LinkKind::Layer, sha256("pulled")).await);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_expires_where_another_replica_decides_that() {
+    let rules = || {
+        with_policy(HostedPolicy {
+            ttl: Some(DAY),
+            untagged: Some(HOUR),
+            ..policy()
+        })
+    };
+    let rig = Rig::with(rules()).await;
+    rig.cache.keep_hosted(true);
+    let digest = rig.push("v1", &["layer"]).await;
+    rig.put("loose").await;
+    let has = async || {
+        let loose = rig.is_linked(LinkKind::Layer, sha256("loose")).await;
+        assert_eq!(rig.is_linked(LinkKind::Revision, digest).await, loose);
+        loose
+    };
+    rig.pass(30 * DAY).await;
+    assert!(has().await);
+    // Changed settings don't change who decides.
+    rig.cache.configure(settings(&[rules()])).await;
+    rig.pass(DAY).await;
+    assert!(has().await);
+    rig.cache.keep_hosted(false);
+    rig.pass(HOUR).await;
+    rig.pass(HOUR).await;
+    assert!(!has().await);
+}
+
 /// Caches an image layer of a mirrored repository. False when there is no space.
 async fn cache_mirrored(rig: &Rig, content: &str) -> bool {
     let (repo, digest) = (repo("library/x"), sha256(content));

@@ -221,7 +221,7 @@ impl Rig {
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let clock = Clock::starting_at(now);
         let cache = Cache::start(shared, Arc::default(), clock, settings, &tasks, &stop);
-        let hosted = Hosted::start(cache.clone(), clock, spaces, &tasks, &stop);
+        let hosted = Hosted::start((cache.clone(), None), clock, spaces, &tasks, &stop);
         Self {
             store,
             cache,

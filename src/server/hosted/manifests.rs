@@ -31,6 +31,15 @@ pub(super) fn arriving() -> Semaphore {
     Semaphore::new(UNITS)
 }
 
+/// The length of a manifest that is pushed, in bytes, if it is announced.
+pub(super) fn manifest_length(call: &Call<'_>) -> Result<Option<u64>, HeadError> {
+    let length = call.push.as_deref().and_then(|head| head.length);
+    match length {
+        Some(length) if length > MAX_MANIFEST => Err(HeadError::LargeManifest),
+        length => Ok(length),
+    }
+}
+
 impl HostedHandlers {
     pub(super) async fn put_manifest(
         &self,
@@ -40,10 +49,7 @@ impl HostedHandlers {
         body: &mut UploadBody,
     ) -> Result<Answered, CallError> {
         let head = call.push.as_deref();
-        let length = head.and_then(|head| head.length);
-        if length.is_some_and(|length| length > MAX_MANIFEST) {
-            return Err(HeadError::LargeManifest.into());
-        }
+        let length = manifest_length(call)?;
         let content = self.receive(length, body).await?;
         if is_deep(&content) {
             return Err(HostedError::InvalidManifest(DEEP.into()).into());

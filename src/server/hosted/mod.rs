@@ -2,22 +2,26 @@
 //!
 //! `pull` answers reads, `lists` tags and referrers, `uploads` blobs that are pushed, `manifests` what
 //! writes or removes manifests, `answer` makes the responses. Each begins with
-//! [`Call::permit_hosted`].
+//! [`Call::permit_hosted`]. Where another replica writes the repositories, `relay` answers instead, and
+//! `shared` what is read from the bucket.
 //!
 //! What must never happen: a body is read before the caller is known to be allowed to send it; a caller
-//! who may not push learns through `reuse` what other repositories have.
+//! who may not push learns through `reuse` what other repositories have; a replica that isn't the writer
+//! changes what is hosted.
 
 mod answer;
 mod lists;
 mod manifests;
 mod pull;
+mod relay;
+mod shared;
 mod uploads;
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::call::{Answered, Call, CallError, WrongPlace};
+use super::call::{Answered, Call, CallError, Sender, WrongPlace};
 use super::leftovers::Leftovers;
 use super::links::Links;
 use super::push_body::UploadBody;
@@ -27,6 +31,7 @@ use crate::hosted::{Hosted, HostedError};
 use crate::metrics::{Metrics, UpstreamId};
 use crate::mirror::Mirror;
 use crate::oci::{Action, Push, Reference, RepoName};
+use crate::upstream::Peers;
 
 /// The hosted repositories, as the server presents them.
 #[derive(Debug, Clone)]
@@ -38,6 +43,8 @@ pub struct HostedRepositories {
     pub own_names: Vec<String>,
     /// Nothing is mirrored.
     pub only: bool,
+    /// The other replicas, of which one may be the writer. None where this server works alone.
+    pub replicas: Option<Arc<Peers>>,
 }
 
 /// Answers calls for hosted repositories.
@@ -82,9 +89,14 @@ impl HostedHandlers {
         self.hosted().is_hosted(name)
     }
 
-    /// Whether a call for a repository of this name is answered here: `ns` may mean an upstream.
+    /// Whether a call for a repository of this name is one for a hosted one: `ns` may mean an upstream, and
+    /// another replica asks about the upstream that it names.
     pub(super) fn answers(&self, call: &Call<'_>, name: &RepoName) -> bool {
-        self.is_own(call.ns) && self.has(name)
+        match call.sender {
+            Sender::Client => self.is_own(call.ns) && self.has(name),
+            Sender::Replica { .. } => false,
+            Sender::Relay => self.has(name),
+        }
     }
 
     /// Whether `ns` means this server.
@@ -119,9 +131,12 @@ impl HostedHandlers {
         call: &Call<'_>,
         body: RequestBody,
     ) -> Result<Answered, CallError> {
+        if let (Some(head), false) = (&call.relay, matches!(action, Action::Push { .. })) {
+            let answered = self.read_elsewhere(action, call, head).await;
+            return Ok(answer::in_namespace(answered?, call));
+        }
         let answered = match action {
-            Action::Manifest { name, reference } => self.manifest(call, name, reference).await,
-            Action::Blob { name, digest } => self.blob(call, name, *digest).await,
+            Action::Manifest { .. } | Action::Blob { .. } => self.read(action, call).await,
             Action::Tags { name, page } => self.tags(call, name, page).await,
             Action::Referrers {
                 name,
@@ -140,6 +155,31 @@ impl HostedHandlers {
             | Action::Catalog(_) => Err(HostedError::NotHosted.into()),
         };
         Ok(answer::in_namespace(answered?, call))
+    }
+
+    /// A manifest or a blob. Where other replicas may have been the writer before, tags are the bucket's, and so
+    /// is what is missing here.
+    async fn read(&self, action: &Action, call: &Call<'_>) -> Result<Answered, CallError> {
+        let found = match action {
+            Action::Manifest { name, reference } => {
+                if let (true, Reference::Tag(_)) = (self.hosted().is_shared(), reference) {
+                    self.permit(call, name, Some(reference))?;
+                    if let Some(found) = Box::pin(self.read_bucket(action, call)).await? {
+                        return Ok(found);
+                    }
+                }
+                self.manifest(call, name, reference).await
+            }
+            Action::Blob { name, digest } => self.blob(call, name, *digest).await,
+            _ => return Err(HostedError::NotHosted.into()),
+        };
+        if let Err(CallError::Hosted(HostedError::NotFound)) = &found
+            && self.hosted().is_shared()
+            && let Some(found) = Box::pin(self.read_bucket(action, call)).await?
+        {
+            return Ok(found);
+        }
+        found
     }
 
     /// Carries out what writes, or is about an upload. The caller's right comes before the body.
@@ -171,6 +211,9 @@ impl HostedHandlers {
         call.addressed.set(self.metrics_id);
         let (permission, reference) = wanted(push);
         call.permit_hosted(&self.access, name, (permission, reference.as_ref()))?;
+        if let Some(head) = &call.relay {
+            return self.relay_push(call, head, (name, push), body).await;
+        }
         match push {
             Push::Start { algorithm } => self.start(name, *algorithm).await,
             Push::Blob { digest } => self.put_blob(call, name, digest, body).await,

@@ -7,7 +7,7 @@ use super::answer::{self, Session};
 use crate::access::AuditEvent;
 use crate::hosted::{HostedError, Part};
 use crate::oci::{Algorithm, Digest, Reference, RepoName, UploadId};
-use crate::server::call::{Answered, Call, CallError};
+use crate::server::call::{Answered, Call, CallError, Sender};
 use crate::server::error::Refusal;
 use crate::server::push_body::UploadBody;
 
@@ -42,12 +42,16 @@ impl HostedHandlers {
         digest: &Digest,
         from: Option<&RepoName>,
     ) -> Result<Answered, CallError> {
+        let is_relayed = call.sender == Sender::Relay;
         let from = match from {
             None => Some(None),
+            // Another replica has found it, and permits it.
+            Some(from) if is_relayed => Some(Some(from.clone())),
             Some(from) => self.source(call, from).map(Some),
         };
         if let Some(from) = from {
-            let may_pull = |stored: &RepoName| self.may_pull(call, stored);
+            let is_permitted = is_relayed && from.is_some();
+            let may_pull = |stored: &RepoName| is_permitted || self.may_pull(call, stored);
             let mounting = self.hosted().mount(name, digest, from.as_ref(), &may_pull);
             match mounting.await {
                 Ok(true) => return Ok(self.blob_created(name, digest)),
@@ -59,7 +63,7 @@ impl HostedHandlers {
     }
 
     /// The stored name of the repository that a blob shall be mounted from.
-    fn source(&self, call: &Call<'_>, from: &RepoName) -> Option<RepoName> {
+    pub(super) fn source(&self, call: &Call<'_>, from: &RepoName) -> Option<RepoName> {
         if self.has(from) {
             return Some(from.clone());
         }
@@ -170,7 +174,7 @@ impl HostedHandlers {
 }
 
 /// What the head of a request says of its body.
-fn part(call: &Call<'_>, body: &UploadBody) -> Result<Part, CallError> {
+pub(super) fn part(call: &Call<'_>, body: &UploadBody) -> Result<Part, CallError> {
     let Some(head) = &call.push else {
         return Ok(Part::NONE);
     };

@@ -11,6 +11,7 @@ use millpond::app::{App, StartError};
 use millpond::clock::Clock;
 use millpond::config;
 use millpond::storage::{MemoryStore, Store};
+use millpond::upstream::Lookup;
 use reqwest::{Client, RequestBuilder, Response};
 use testkit::time::{Frozen, freeze};
 
@@ -22,10 +23,13 @@ pub(crate) struct Setup {
     /// Each `section.key: value`.
     lines: Vec<String>,
     upstreams: Vec<String>,
+    /// The section `replicas`, which is checked apart from the rest.
+    replicas: Option<String>,
     store: Arc<dyn Store>,
     bucket: Option<config::Bucket>,
     /// The data directory that the configuration names; the content is in `store`.
     root: Option<PathBuf>,
+    lookup: Lookup,
 }
 
 impl Setup {
@@ -39,9 +43,11 @@ impl Setup {
             addr: "127.0.0.1:0".to_owned(),
             lines: vec![format!("proxy.remoteurl: {url}")],
             upstreams: Vec::new(),
+            replicas: None,
             store: Arc::new(MemoryStore::new()),
             bucket: None,
             root: None,
+            lookup: Lookup::default(),
         }
     }
 
@@ -55,6 +61,13 @@ impl Setup {
     /// section.
     pub(crate) fn with(mut self, lines: &[&str]) -> Self {
         self.lines.extend(lines.iter().map(ToString::to_string));
+        self
+    }
+
+    /// With this section `replicas`, a line as in [`with`](Self::with). What it permits together with the other
+    /// sections isn't checked.
+    pub(crate) fn beside(mut self, replicas: &str) -> Self {
+        self.replicas = replicas.strip_prefix("root.").map(str::to_owned);
         self
     }
 
@@ -122,6 +135,12 @@ impl Setup {
         self
     }
 
+    /// Finds the addresses of other replicas.
+    pub(crate) fn lookup(mut self, lookup: Lookup) -> Self {
+        self.lookup = lookup;
+        self
+    }
+
     fn yaml(&self) -> String {
         let addr = &self.addr;
         let section = |name: &str| {
@@ -151,7 +170,13 @@ impl Setup {
 
     /// The configuration.
     pub(crate) fn loaded(&self) -> config::Loaded {
-        config::parse(&self.yaml(), "the test", std::iter::empty()).unwrap()
+        let parse = |yaml: &str| config::parse(yaml, "the test", std::iter::empty()).unwrap();
+        let mut loaded = parse(&self.yaml());
+        if let Some(replicas) = &self.replicas {
+            let alone = format!("version: 0.1\nstorage: inmemory\n{replicas}\n");
+            loaded.config.replicas = parse(&alone).config.replicas;
+        }
+        loaded
     }
 
     pub(crate) async fn try_start(self) -> Result<Mirror, StartError> {
@@ -163,7 +188,8 @@ impl Setup {
             config.storage = config::Storage::Filesystem { root, mode: None };
         }
         let clock = Clock::starting_at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
-        let app = App::start_with(&config, Arc::clone(&self.store), clock).await?;
+        let store = Arc::clone(&self.store);
+        let app = App::start_among(&config, store, clock, self.lookup).await?;
         let client = Client::builder()
             .tls_certs_only([])
             .redirect(reqwest::redirect::Policy::none());

@@ -2,15 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use millpond::replicas::Members;
+use millpond::upstream::Lookup;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::push::{OPEN, SPACE};
 use super::{Mirror, Registry, Setup};
 
 pub(crate) const SECRET: &str = "a secret of all the replicas";
@@ -67,6 +69,11 @@ impl Relay {
     pub(crate) fn kill(&self) {
         self.mode.send_replace(Mode::Down);
     }
+
+    /// Passes everything on again.
+    pub(crate) fn resume(&self) {
+        self.mode.send_replace(Mode::Open);
+    }
 }
 
 async fn connection(stream: TcpStream, to: SocketAddr, mut modes: watch::Receiver<Mode>) {
@@ -114,6 +121,39 @@ impl Replicas {
 
     /// `more` is YAML that follows the keys of the section `replicas`.
     pub(crate) async fn start_with(count: usize, lines: &[&str], more: &str) -> Self {
+        let setup = |up: &Registry, section: &str| Setup::new(up).with(&[section]);
+        Self::start_each(count, lines, (|_| more.to_owned(), setup)).await
+    }
+
+    /// With repositories that are hosted, below `ci/`. The first replica is their writer.
+    pub(crate) async fn hosted(count: usize, lines: &[&str]) -> Self {
+        Self::hosted_with(count, lines, |setup| setup).await
+    }
+
+    /// The same with more in their setup.
+    pub(crate) async fn hosted_with(
+        count: usize,
+        lines: &[&str],
+        prepare: impl Fn(Setup) -> Setup,
+    ) -> Self {
+        let writer = |relays: &[Relay]| format!(", hostedwriter: '{}'", relays[0].address);
+        let setup = |up: &Registry, section: &str| prepare(Setup::new(up)).beside(section);
+        let is_set = |key: &str| lines.iter().any(|line| line.starts_with(key));
+        let missing = [("root.hosted", SPACE), ("root.access", OPEN)];
+        let missing = missing.into_iter().filter(|(key, _)| !is_set(key));
+        let missing = missing.map(|(_, line)| line);
+        let lines: Vec<_> = lines.iter().copied().chain(missing).collect();
+        Self::start_each(count, &lines, (writer, setup)).await
+    }
+
+    async fn start_each(
+        count: usize,
+        lines: &[&str],
+        (more, setup): (
+            impl Fn(&[Relay]) -> String,
+            impl Fn(&Registry, &str) -> Setup,
+        ),
+    ) -> Self {
         let up = Registry::start().await;
         let mut relays = Vec::new();
         for _ in 0..count {
@@ -126,8 +166,8 @@ impl Replicas {
                 .map(|relay| relay.address.to_string())
                 .collect();
             let section = section(&others, &relay.address.to_string(), SECRET);
-            let section = section.replace('}', &format!("{more}}}"));
-            let mirror = Setup::new(&up).with(&[&section]).with(lines).start().await;
+            let section = section.replace('}', &format!("{}}}", more(&relays)));
+            let mirror = setup(&up, &section).with(lines).start().await;
             relay.lead_to(&mirror);
             mirrors.push(mirror);
         }
@@ -171,4 +211,46 @@ impl Replicas {
 pub(crate) fn section(peers: &[String], own: &str, secret: &str) -> String {
     let peers = peers.join("', '");
     format!("root.replicas: {{peers: ['{peers}'], self: '{own}', secret: {secret}}}")
+}
+
+/// A DNS that knows one name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Dns(Arc<Mutex<Zone>>);
+
+/// What it says.
+#[derive(Debug, Clone, Default)]
+enum Zone {
+    Addresses(Vec<SocketAddr>),
+    #[default]
+    Failure,
+    Silence,
+}
+
+impl Dns {
+    /// The addresses of the name from now on.
+    pub(crate) fn say(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        *self.0.lock().unwrap() = Zone::Addresses(addresses.into_iter().collect());
+    }
+
+    pub(crate) fn fail(&self) {
+        *self.0.lock().unwrap() = Zone::Failure;
+    }
+
+    pub(crate) fn fall_silent(&self) {
+        *self.0.lock().unwrap() = Zone::Silence;
+    }
+
+    pub(crate) fn lookup(&self) -> Lookup {
+        let zone = Arc::clone(&self.0);
+        Lookup::by(move |_name| {
+            let zone = zone.lock().unwrap().clone();
+            async {
+                match zone {
+                    Zone::Addresses(addresses) => Ok(addresses),
+                    Zone::Failure => Err(io::Error::other("no such name")),
+                    Zone::Silence => std::future::pending().await,
+                }
+            }
+        })
+    }
 }

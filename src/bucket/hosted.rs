@@ -1,0 +1,174 @@
+//! What a push promises: its content is in the bucket before its success is answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::error::BucketError;
+use super::queue::Upload;
+use super::reading::Pointer;
+use super::uploads::{Ended, SWEPT_PAUSE};
+use super::{Bucket, keys};
+use crate::cache::{Link, LinkKind, Loss};
+use crate::error_chain::on_one_line;
+use crate::oci::{Digest, RepoName, Tag};
+
+/// How often the bucket is asked to remove something.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+fn upload(repo: &RepoName, kind: LinkKind, digest: &Digest) -> Upload {
+    Upload {
+        repo: repo.clone(),
+        kind,
+        digest: *digest,
+        tag: None,
+    }
+}
+
+impl Bucket {
+    /// Uploads content that is stored here, with the repository's link, unless it is known to be there.
+    /// Waits for an upload of the same that runs.
+    pub async fn share(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        let upload = upload(repo, kind, digest);
+        if self.shared.get(&upload).is_some() {
+            return Ok(());
+        }
+        for _attempt in 0..ATTEMPTS {
+            let claim = self.queue.claim(&upload).await;
+            match self.upload_one(claim.entry()).await? {
+                Ended::Done => {
+                    self.shared.insert(upload, ());
+                    return Ok(());
+                }
+                Ended::Gone => return Err(BucketError::Gone),
+                Ended::Swept => drop(claim),
+            }
+            sleep(SWEPT_PAUSE).await;
+        }
+        Err(BucketError::Swept)
+    }
+
+    /// Uploads a manifest with the repository's link.
+    pub async fn share_manifest(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        content: Bytes,
+    ) -> Result<(), BucketError> {
+        let link = keys::link(repo, LinkKind::Revision, digest);
+        let _claim = self
+            .queue
+            .claim(&upload(repo, LinkKind::Revision, digest))
+            .await;
+        for _attempt in 0..ATTEMPTS {
+            // Mirrored repositories may have had the same manifest, and a sweep may be deleting it.
+            if let Some(guard) = self.announced.guard(&self.objects, digest).await? {
+                let content = vec![content.clone()];
+                self.objects.put(&keys::blob(digest), content).await?;
+                self.put_pointer(&link, digest).await?;
+                if guard.holds(&self.objects) {
+                    return Ok(());
+                }
+            }
+            sleep(SWEPT_PAUSE).await;
+        }
+        Err(BucketError::Swept)
+    }
+
+    /// Makes a tag name a manifest whose link is in the bucket.
+    pub async fn share_tag(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
+        self.put_pointer(&keys::tag_index(repo, tag, digest), digest)
+            .await?;
+        self.put_pointer(&keys::tag_current(repo, tag), digest)
+            .await
+    }
+
+    /// Removes a repository's link. The sweep removes the content, unless other links need it.
+    pub async fn unshare(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        let upload = upload(repo, kind, digest);
+        let _claim = self.queue.claim(&upload).await;
+        self.shared.remove(&upload);
+        self.objects.delete(&keys::link(repo, kind, digest)).await
+    }
+
+    /// Removes a tag; with `named`, only while it names that.
+    pub async fn unshare_tag(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        named: Option<&Digest>,
+    ) -> Result<(), BucketError> {
+        let current = keys::tag_current(repo, tag);
+        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
+        if let Some(named) = named {
+            match self.ask_pointer(&current, None).await? {
+                Pointer::To(digest, _) if digest == *named => {}
+                _ => return Ok(()),
+            }
+        }
+        self.objects.delete(&current).await
+    }
+
+    /// Removes what hosted repositories lose here from the bucket, too, while `is_writer` is true: what other
+    /// replicas have of them are copies. Ends with the cache.
+    pub async fn follow_losses(
+        self: Arc<Self>,
+        mut losses: mpsc::Receiver<Loss>,
+        is_writer: impl Fn() -> bool + Send,
+    ) {
+        while let Some(Loss { link, tags }) = losses.recv().await {
+            if !is_writer() {
+                continue;
+            }
+            let mut pause = FIRST_PAUSE;
+            for _attempt in 0..ATTEMPTS {
+                let Err(error) = self.lose(&link, &tags).await else {
+                    break;
+                };
+                tracing::warn!(repo = %link.repo, digest = %link.digest, error = %on_one_line(&error), "the bucket keeps what a hosted repository has lost");
+                sleep(pause).await;
+                pause *= 4;
+            }
+        }
+    }
+
+    async fn lose(&self, link: &Link, tags: &[Tag]) -> Result<(), BucketError> {
+        let Link { repo, kind, digest } = link;
+        for tag in tags {
+            self.unshare_tag(repo, tag, Some(digest)).await?;
+        }
+        let upload = upload(repo, *kind, digest);
+        let _claim = self.queue.claim(&upload).await;
+        // It may have been pushed again.
+        if self.cache.has_link(link).await {
+            return Ok(());
+        }
+        self.shared.remove(&upload);
+        self.objects.delete(&keys::link(repo, *kind, digest)).await
+    }
+
+    pub(super) async fn put_pointer(&self, key: &str, to: &Digest) -> Result<(), BucketError> {
+        let text = Bytes::from(to.to_string());
+        self.objects.put(key, vec![text]).await
+    }
+}
