@@ -69,8 +69,19 @@ impl Bucket {
             .queue
             .claim(&upload(repo, LinkKind::Revision, digest))
             .await;
-        self.objects.put(&keys::blob(digest), vec![content]).await?;
-        self.put_pointer(&link, digest).await
+        for _attempt in 0..ATTEMPTS {
+            // Mirrored repositories may have had the same manifest, and a sweep may be deleting it.
+            if let Some(guard) = self.announced.guard(&self.objects, digest).await? {
+                let content = vec![content.clone()];
+                self.objects.put(&keys::blob(digest), content).await?;
+                self.put_pointer(&link, digest).await?;
+                if guard.holds(&self.objects) {
+                    return Ok(());
+                }
+            }
+            sleep(SWEPT_PAUSE).await;
+        }
+        Err(BucketError::Swept)
     }
 
     /// Makes a tag name a manifest whose link is in the bucket.
