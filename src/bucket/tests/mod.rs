@@ -52,10 +52,6 @@ fn cache(wall: SystemTime) -> Cache {
 /// A replica's bucket.
 fn bucket(objects: Objects, cache: &Cache, ttl: Option<Duration>) -> Bucket {
     Bucket {
-        redirects: None,
-        tags: Arc::default(),
-        shared: quick_cache::sync::Cache::new(8),
-        pointers: quick_cache::sync::Cache::new(8),
         objects,
         circuit: Circuit::default(),
         queue: Queue::default(),
