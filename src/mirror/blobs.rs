@@ -223,7 +223,8 @@ impl Mirror {
         // What the store has from another upstream doesn't replace a download from this one.
         wanted.refetch |= search.foreign;
         let source = UpstreamBlob::new(target, digest, self.sizes.get(&digest));
-        let source = source.with_bucket(self.bucket.as_ref());
+        let is_believed = self.bucket.is_some() && self.may_share(target, &digest).await;
+        let source = source.with_bucket(self.bucket.as_ref(), is_believed);
         // Asked only where another repository's download runs.
         let proof = self.prove_or_vouch(target, digest, &mut search.proved);
         let proof = proof.map_ok(|_outcome| ());
@@ -376,11 +377,12 @@ impl UpstreamBlob {
         }
     }
 
-    /// The same, which asks a bucket before the upstream.
+    /// The same, which asks a bucket before the upstream. `is_believed`: whether the upstream's word suffices
+    /// for what the repository doesn't link there; see [`Mirror::may_share`].
     #[must_use]
-    pub(super) fn with_bucket(self, bucket: Option<&Arc<Bucket>>) -> Self {
+    pub(super) fn with_bucket(self, bucket: Option<&Arc<Bucket>>, is_believed: bool) -> Self {
         Self {
-            bucket: bucket.map(|bucket| BucketBlob::new(bucket, self.described_size)),
+            bucket: bucket.map(|bucket| BucketBlob::new(bucket, self.described_size, is_believed)),
             ..self
         }
     }

@@ -33,6 +33,8 @@ pub(super) struct BucketBlob {
     bucket: Arc<Bucket>,
     /// Bytes by the descriptor of a verified manifest, where one was seen.
     described_size: Option<u64>,
+    /// Whether the upstream is believed when it says that it has the blob, which only others may have given.
+    is_believed: bool,
     state: Mutex<State>,
     /// The repository has the blob: by its link in the bucket, or by the upstream's word.
     is_proved: AtomicBool,
@@ -45,10 +47,15 @@ pub(super) struct BucketBlob {
 }
 
 impl BucketBlob {
-    pub(super) fn new(bucket: &Arc<Bucket>, described_size: Option<u64>) -> Self {
+    pub(super) fn new(
+        bucket: &Arc<Bucket>,
+        described_size: Option<u64>,
+        is_believed: bool,
+    ) -> Self {
         Self {
             bucket: Arc::clone(bucket),
             described_size,
+            is_believed,
             state: Mutex::new(State::Unasked),
             is_proved: AtomicBool::new(false),
             is_linked: AtomicBool::new(false),
@@ -96,6 +103,10 @@ impl BucketBlob {
         {
             tracing::warn!(%digest, size = content.total, "the bucket has another size of a blob than its manifest");
             return Ok(self.give_up(digest).await);
+        }
+        if !content.is_linked && !is_proved && !self.is_believed {
+            self.end(false);
+            return Ok(None);
         }
         if !content.is_linked && !is_proved {
             let upstream = target.upstream.direct();

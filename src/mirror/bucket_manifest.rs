@@ -27,6 +27,9 @@ impl Mirror {
         let Some((bytes, parsed, is_linked)) = read else {
             return Ok(None);
         };
+        if !is_linked && !self.may_share(target, digest).await {
+            return Ok(None);
+        }
         if !is_linked {
             let (repo, reference) = (&target.repo, Reference::Digest(*digest));
             let (upstream, accept) = (target.upstream.direct(), Accept::everything());

@@ -312,7 +312,8 @@ impl Mirror {
         blob: &Descriptor,
     ) -> Result<Option<u64>, DownloadError> {
         let source = UpstreamBlob::new(target, blob.digest, Some(blob.size));
-        let source = Arc::new(source.with_bucket(self.bucket.as_ref()));
+        let is_believed = self.bucket.is_some() && self.may_share(target, &blob.digest).await;
+        let source = Arc::new(source.with_bucket(self.bucket.as_ref(), is_believed));
         let (party, entry) = (
             target.party(),
             Ledger::begin(&self.prefetch.ledger, blob.digest),

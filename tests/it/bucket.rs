@@ -149,6 +149,31 @@ async fn without_a_link_the_upstream_proves_access_and_the_link_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_claims_to_have_everything_is_given_nothing_of_others() {
+    let (up, bucket) = registries().await;
+    let (liar, secret) = (Registry::start().await, noise(40, MIB));
+    let (image, by_digest) = put_image(&up, 40);
+    put(&bucket, "app", "_layers", &secret);
+    put(&bucket, "app", "_manifests/revisions", &image.manifest);
+    liar.on("HEAD ", ALWAYS, |_, _| {
+        Reply::ok("").with("Content-Type", testkit::media_type::OCI_MANIFEST)
+    });
+    let setup = Setup::new(&up).with(&["proxy.username: u", "proxy.password: p"]);
+    let m = setup
+        .upstream("liar", &liar, "")
+        .bucket(&bucket)
+        .start()
+        .await;
+    let path = format!("/v2/liar/app/blobs/{}", digest(&secret));
+    m.get(&path).await.refused(404, "BLOB_UNKNOWN");
+    let path = by_digest.replace("/v2/", "/v2/liar/");
+    m.get(&path).await.refused(404, "MANIFEST_UNKNOWN");
+    // Its own repositories link it.
+    let path = format!("/v2/app/blobs/{}", digest(&secret));
+    m.serves(&path, &secret).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_fails_costs_no_pull_and_is_left_alone() {
     let failures = [
         Reply::error(403),
