@@ -25,6 +25,7 @@ const MODULES: [&str; 29] = [
     "admin",
     "app",
     "auth",
+    "bucket",
     "cache",
     "cli",
     "clock",

@@ -213,6 +213,8 @@ impl App {
         config.http.listeners.clear();
         config.http.debug = None;
         (config.health, config.tracing) = (HealthConfig::default(), None);
+        // The server uploads what is left, and reads what is missing.
+        config.bucket = None;
         let files = Arc::new(open_store(root, None, &config).await?);
         let store = (Arc::clone(&files) as _, Some(files));
         let given = (None, Arc::default(), Lookup::default());
