@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 29] = [
+const MODULES: [&str; 30] = [
     "access",
     "accesslog",
     "admin",
