@@ -6,20 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use super::Bucket;
 use super::error::BucketError;
-use super::sweep::{IsHosted, Sweep};
+use super::sweep::{IsHosted, Retention, Sweep};
 use crate::oci::Digest;
 
 /// How long before its TTL is over an object is written again that something new relies on.
 const RENEWED_BEFORE: Duration = Duration::from_hours(4 * 24);
-
-/// What the bucket may keep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Retention {
-    /// How long content stays that isn't used. None is forever.
-    pub ttl: Option<Duration>,
-    /// Bytes of all content; more is removed, the least recently used first. None is no limit.
-    pub max_size: Option<u64>,
-}
 
 /// What a replica needs to know to look after the bucket.
 #[derive(Clone)]

@@ -158,7 +158,7 @@ impl Pusher {
             let path = format!("/v2/{repository}/{path}");
             let answer = self.send(Method::GET, &path, None, Body::default()).await;
             let answer = expect(answer.unwrap(), 200).await.unwrap();
-            let found = whole(answer).await;
+            let found = answer.bytes().await.unwrap();
             assert!(found == wanted[..], "{path} isn't what was pushed");
         }
     }

@@ -57,7 +57,12 @@ const RESERVED: [(&str, &[&str], &[&str]); 5] = [
     (
         "the client of object stores",
         &["object_store"],
-        &["bucket/client", "bucket/http", "bucket/stores"],
+        &[
+            "bucket/client",
+            "bucket/http",
+            "bucket/stores",
+            "bucket/unfinished",
+        ],
     ),
     // Everybody else asks the cache, which keeps files and index in step.
     (

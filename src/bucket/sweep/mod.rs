@@ -43,7 +43,7 @@ mod selection;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use announcement::Announcement;
 pub(super) use leftovers::end_uploads;
@@ -57,13 +57,21 @@ use selection::Selection;
 use super::client::Objects;
 use super::digests::Digests;
 use super::error::BucketError;
-use super::retention::Retention;
 use crate::error_chain::on_one_line;
 use crate::metrics::{BucketMetrics, BucketSwept};
 use crate::oci::{Digest, RepoName};
 
 /// Whether clients push into a repository.
 pub type IsHosted = dyn Fn(&RepoName) -> bool + Send + Sync;
+
+/// What the bucket may keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// How long content stays that isn't used. None is forever.
+    pub ttl: Option<Duration>,
+    /// Bytes of all content; more is removed, the least recently used first. None is no limit.
+    pub max_size: Option<u64>,
+}
 
 /// Sweeps one bucket.
 pub(super) struct Sweep {

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use super::Retention;
 use super::links::SETTLED;
 use super::rows::{DELETED, HOSTED, LINKED, Row, Rows};
 use crate::bucket::day::Day;
-use crate::bucket::retention::Retention;
 
 /// Content that was used yesterday or today stays, whatever the limit: the record of yesterday may not be
 /// complete yet.

@@ -20,7 +20,7 @@ use super::client::Objects;
 use super::day::Day;
 use super::digests::{Digests, Read};
 use super::queue::Queue;
-use super::retention::Retention;
+use super::sweep::Retention;
 use super::sweep::Sweep;
 use super::sweep::announcement::Announced;
 use super::uploads::Uploading;
