@@ -44,11 +44,18 @@ received_once() {
   [ "$received" -ge "$size" ] && [ $((received * 100)) -le $((size * 102)) ] || die "$received bytes of $size"
 }
 
+# first_endpoint_is_asked COMMAND...: after one more request.
+first_endpoint_is_asked() {
+  "$@" && [ "$(metric millpond_endpoint_circuit "endpoint=\"127.0.0.1:$RELAY_PORT\"")" = 0 ]
+}
+
 # Hedges need to know how long an answer usually takes, and are 2 % of the requests.
 slow_endpoint_is_hedged() {
   local seconds url ask
   url="http://$MIRROR/v2/$(image gzip .repository)/manifests/$(image gzip .suffix | tr -d :)"
   ask=(curl -sf -m 30 -o /dev/null -H "Accept: application/vnd.docker.distribution.manifest.v2+json" "$url")
+  # It has died before, and isn't asked before its circuit is closed again.
+  wait_until 90 "the first endpoint to be asked again" first_endpoint_is_asked "${ask[@]}"
   for _ in $(seq 110); do "${ask[@]}" || die "a manifest isn't served"; done
   relay_behaves "slow 8"
   seconds=$("${ask[@]}" -w '%{time_total}')
