@@ -157,8 +157,11 @@ impl Pusher {
         for (path, wanted) in blobs.chain([manifest]) {
             let path = format!("/v2/{repository}/{path}");
             let answer = self.send(Method::GET, &path, None, Body::default()).await;
-            let answer = expect(answer.unwrap(), 200).await.unwrap();
-            let found = answer.bytes().await.unwrap();
+            let mut answer = expect(answer.unwrap(), 200).await.unwrap();
+            let mut found = Vec::new();
+            while let Some(chunk) = answer.chunk().await.unwrap() {
+                found.extend_from_slice(&chunk);
+            }
             assert!(found == wanted[..], "{path} isn't what was pushed");
         }
     }
