@@ -44,9 +44,9 @@ pub(super) const LEAD: Duration = Duration::from_mins(15);
 /// How much longer a sweep waits: times of the bucket are in whole seconds, and told a moment later.
 pub(super) const MARGIN: Duration = Duration::from_mins(1);
 /// How long after its list a sweep may delete.
-pub(super) const DELETING: Duration = Duration::from_hours(2);
+pub(super) const DELETING: Duration = Duration::from_hours(4);
 /// When a list doesn't count any more: its sweep was killed, and what it has sent last has long been done.
-pub(super) const VOID: Duration = Duration::from_hours(6);
+pub(super) const VOID: Duration = Duration::from_hours(8);
 /// How long the lists count as read.
 const FRESH_WITHOUT_LISTS: Duration = Duration::from_mins(5);
 const FRESH_WITH_LISTS: Duration = Duration::from_secs(30);

@@ -157,6 +157,8 @@ impl Sweep {
             report.removals = removals;
             if has_time {
                 processed.extend(marks.due.iter().map(|mark| mark.key.clone()));
+            } else {
+                tracing::warn!(%report, "the bucket is too slow: the next sweep has to delete the rest");
             }
         }
         if let Some(announcement) = &announcement {

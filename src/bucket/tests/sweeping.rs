@@ -438,7 +438,7 @@ async fn a_deletion_without_an_answer_leaves_the_list_of_what_is_deleted() {
     run(&world, only_ttl()).await;
     assert!(!world.has_content(&old));
     assert_eq!(world.keys("millpond/sweep/deleting/").len(), 1);
-    tokio::time::advance(HOUR * 7).await;
+    tokio::time::advance(HOUR * 9).await;
     run(&world, only_ttl()).await;
     assert_eq!(world.keys("millpond/sweep/deleting/"), [] as [&str; 0]);
 }
