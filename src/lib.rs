@@ -34,7 +34,9 @@
 //! mirror; and, by way of [`mirror`], into the [`cache`] before clients pull them.
 //!
 //! Several servers may act as one mirror: [`replicas`] says which of them owns a digest or a tag, and
-//! [`upstream`] asks the owner before it asks the registry.
+//! [`upstream`] asks the owner before it asks the registry. An object store that all of them use is a second,
+//! shared store: [`bucket`] reads content from it before an upstream is asked, uploads what was committed, and
+//! removes from it what nobody uses.
 //!
 //! [`config`] says what to mirror, [`app`] wires the modules and owns every task, [`admin`] shows
 //! [`metrics`] and [`health`], [`telemetry`] carries the id and the trace of a request through all that it
@@ -57,6 +59,7 @@ pub mod download;
 pub mod error_chain;
 pub mod health;
 pub mod hosted;
+pub mod kept_file;
 pub mod line_writer;
 pub mod log_levels;
 pub mod metrics;

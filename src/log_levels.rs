@@ -19,7 +19,7 @@ use tracing::Level;
 pub const ACCESS_LOG: &str = "millpond::accesslog";
 
 /// The modules that log under their own names, and the log of requests.
-const MODULES: [&str; 30] = [
+const MODULES: [&str; 31] = [
     "access",
     "accesslog",
     "admin",
@@ -35,6 +35,7 @@ const MODULES: [&str; 30] = [
     "error_chain",
     "health",
     "hosted",
+    "kept_file",
     "line_writer",
     "log_levels",
     "metrics",

@@ -2,9 +2,7 @@
 //! (`ratelimit.monthly`): in a file of the data directory, which is written once a minute.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use super::upstreams::Clients;
 use crate::admin::operate::UpstreamList;
 use crate::config::{Config, Storage};
 use crate::error_chain::on_one_line;
+use crate::kept_file;
 use crate::storage::Layout;
 use crate::upstream::{MonthlyUsage, Upstream};
 
@@ -75,7 +74,7 @@ impl UsageFile {
             return;
         }
         let written = usages.clone();
-        let writing = tokio::task::spawn_blocking(move || write(&path, &written));
+        let writing = tokio::task::spawn_blocking(move || kept_file::replace(&path, &written));
         match writing.await {
             Ok(Ok(())) => *saved = usages,
             Ok(Err(error)) => {
@@ -130,7 +129,7 @@ fn usages(upstreams: &[Arc<Upstream>]) -> Usages {
 }
 
 async fn read_logged(path: PathBuf) -> Usages {
-    let reading = tokio::task::spawn_blocking(move || read(&path));
+    let reading = tokio::task::spawn_blocking(move || kept_file::read_or_default(&path, MAX_FILE));
     let error = match reading.await {
         Ok(Ok(usages)) => return usages,
         Ok(Err(error)) => error,
@@ -138,28 +137,4 @@ async fn read_logged(path: PathBuf) -> Usages {
     };
     tracing::warn!(error = %on_one_line(&error), "the bytes of this month that were saved can't be read; they count from 0");
     Usages::new()
-}
-
-/// Blocks.
-fn read(path: &Path) -> io::Result<Usages> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Usages::new()),
-        file => file?,
-    };
-    let mut text = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
-}
-
-/// Replaces the file: after a crash, it has the old counts or the new ones. Blocks.
-fn write(path: &Path, usages: &Usages) -> io::Result<()> {
-    let text = serde_json::to_vec_pretty(usages)?;
-    let draft = path.with_extension("json.new");
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    let mut file = File::create(&draft)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)
 }

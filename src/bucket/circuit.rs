@@ -44,7 +44,7 @@ impl Circuit {
         };
         let until = Instant::now() + LEFT_ALONE_FOR;
         if self.0.lock().replace(until).is_none() {
-            tracing::warn!(error = %on_one_line(error), "the bucket failed; pulls go on from the upstream");
+            tracing::warn!(error = %on_one_line(error), "the bucket failed; pulls are served from the upstream until it answers again");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Requests to the object store. The only file, beside the HTTP client below it, that names the crate.
+//! Requests to the object store.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,7 +25,7 @@ use super::http::Date;
 use crate::clock::Clock;
 
 /// How long the whole of a small object may take.
-const SMALL_TIME: Duration = Duration::from_secs(30);
+pub(super) const SMALL_TIME: Duration = Duration::from_secs(30);
 
 /// An object, by its head.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,6 @@ pub(super) struct Object {
     pub(super) size: u64,
     /// By the bucket's clock.
     pub(super) modified: SystemTime,
-    pub(super) etag: Option<String>,
 }
 
 /// An object on its way.
@@ -110,7 +109,7 @@ impl Objects {
         self.date.now().unwrap_or_else(|| self.clock.wall())
     }
 
-    /// What lists unfinished uploads: None where the store can't.
+    /// What is needed to list unfinished uploads. None where the store can't list them.
     pub(super) fn signed_requests(&self) -> Option<(&Arc<dyn Signer>, &HttpClient)> {
         Some((self.stores.signer.as_ref()?, self.stores.http.as_ref()?))
     }
@@ -124,7 +123,7 @@ impl Objects {
         Path::parse(whole).map_err(BucketError::failed)
     }
 
-    /// A key below the root directory, of one below that of the bucket.
+    /// The key below the root directory of an object that has this key in the bucket.
     fn below_root<'a>(&self, key: &'a str) -> &'a str {
         match self.root.as_ref() {
             "" => key,
@@ -134,20 +133,19 @@ impl Objects {
         }
     }
 
-    /// An upload that somebody has begun, by its key below that of the bucket; and its key.
+    /// An upload that was begun for an object with this key in the bucket, and its key below the root directory.
     pub(super) fn begun(&self, key: &str, id: String) -> Result<(Parts, String), BucketError> {
         let path = Path::parse(key).map_err(BucketError::failed)?;
         let below = self.below_root(path.as_ref()).to_owned();
         Ok((Parts { path, id }, below))
     }
 
-    fn object(&self, meta: ObjectMeta) -> Object {
+    fn object(&self, meta: &ObjectMeta) -> Object {
         let key = self.below_root(meta.location.as_ref());
         Object {
             key: key.to_owned(),
             size: meta.size,
             modified: meta.last_modified.into(),
-            etag: meta.e_tag,
         }
     }
 
@@ -175,7 +173,7 @@ impl Objects {
         if got.attributes.get(&Attribute::ContentEncoding).is_some() {
             return Err(BucketError::Encoded);
         }
-        let (object, range) = (self.object(got.meta.clone()), got.range.clone());
+        let (object, range) = (self.object(&got.meta), got.range.clone());
         let stream = got.into_stream().map_err(failure).boxed();
         Ok(Some(Body {
             object,
@@ -222,7 +220,7 @@ impl Objects {
     pub(super) async fn head(&self, key: &str) -> Result<Option<Object>, BucketError> {
         let path = self.path(key)?;
         let meta = found(self.stores.objects.head(&path).await)?;
-        Ok(meta.map(|meta| self.object(meta)))
+        Ok(meta.map(|meta| self.object(&meta)))
     }
 
     /// Writes an object of these pieces.
@@ -303,7 +301,7 @@ impl Objects {
         };
         let objects = self.clone();
         let listed = self.stores.objects.list(Some(&path)).map_err(failure);
-        listed.map_ok(move |meta| objects.object(meta)).boxed()
+        listed.map_ok(move |meta| objects.object(&meta)).boxed()
     }
 
     /// An address at which anybody can read the object for a while. None where the store can't sign one.

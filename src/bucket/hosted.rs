@@ -9,7 +9,6 @@ use tokio::time::sleep;
 
 use super::error::BucketError;
 use super::queue::Upload;
-use super::reading::Pointer;
 use super::uploads::{Ended, SWEPT_PAUSE};
 use super::{Bucket, keys};
 use crate::cache::{Link, LinkKind, Loss};
@@ -20,15 +19,6 @@ use crate::oci::{Digest, RepoName, Tag};
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-fn upload(repo: &RepoName, kind: LinkKind, digest: &Digest) -> Upload {
-    Upload {
-        repo: repo.clone(),
-        kind,
-        digest: *digest,
-        tag: None,
-    }
-}
-
 impl Bucket {
     /// Uploads content that is stored here, with the repository's link, unless it is known to be there.
     /// Waits for an upload of the same that runs.
@@ -38,7 +28,7 @@ impl Bucket {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        let upload = upload(repo, kind, digest);
+        let upload = Upload::new(repo, kind, digest, None);
         if self.shared.get(&upload).is_some() {
             return Ok(());
         }
@@ -65,20 +55,19 @@ impl Bucket {
         content: Bytes,
     ) -> Result<(), BucketError> {
         let link = keys::link(repo, LinkKind::Revision, digest);
-        let _claim = self
-            .queue
-            .claim(&upload(repo, LinkKind::Revision, digest))
-            .await;
+        let upload = Upload::new(repo, LinkKind::Revision, digest, None);
         for _attempt in 0..ATTEMPTS {
+            let claim = self.queue.claim(&upload).await;
             // Mirrored repositories may have had the same manifest, and a sweep may be deleting it.
             if let Some(guard) = self.announced.guard(&self.objects, digest).await? {
                 let content = vec![content.clone()];
                 self.objects.put(&keys::blob(digest), content).await?;
-                self.put_pointer(&link, digest).await?;
+                self.objects.put_pointer(&link, digest).await?;
                 if guard.holds(&self.objects) {
                     return Ok(());
                 }
             }
+            drop(claim);
             sleep(SWEPT_PAUSE).await;
         }
         Err(BucketError::Swept)
@@ -92,10 +81,12 @@ impl Bucket {
         digest: &Digest,
     ) -> Result<(), BucketError> {
         let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
-        self.put_pointer(&keys::tag_index(repo, tag, digest), digest)
-            .await?;
-        self.put_pointer(&keys::tag_current(repo, tag), digest)
-            .await
+        let (index, current) = (
+            keys::tag_index(repo, tag, digest),
+            keys::tag_current(repo, tag),
+        );
+        self.objects.put_pointer(&index, digest).await?;
+        self.objects.put_pointer(&current, digest).await
     }
 
     /// Removes a repository's link. The sweep removes the content, unless other links need it.
@@ -105,7 +96,7 @@ impl Bucket {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        let upload = upload(repo, kind, digest);
+        let upload = Upload::new(repo, kind, digest, None);
         let _claim = self.queue.claim(&upload).await;
         self.shared.remove(&upload);
         self.objects.delete(&keys::link(repo, kind, digest)).await
@@ -120,11 +111,10 @@ impl Bucket {
     ) -> Result<(), BucketError> {
         let current = keys::tag_current(repo, tag);
         let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
-        if let Some(named) = named {
-            match self.ask_pointer(&current, None).await? {
-                Pointer::To(digest, _) if digest == *named => {}
-                _ => return Ok(()),
-            }
+        if let Some(named) = named
+            && !self.objects.names(&current, named).await?
+        {
+            return Ok(());
         }
         self.objects.delete(&current).await
     }
@@ -145,7 +135,7 @@ impl Bucket {
                 let Err(error) = self.lose(&link, &tags).await else {
                     break;
                 };
-                tracing::warn!(repo = %link.repo, digest = %link.digest, error = %on_one_line(&error), "the bucket keeps what a hosted repository has lost");
+                tracing::warn!(repo = %link.repo, digest = %link.digest, error = %on_one_line(&error), "can't remove from the bucket what was removed from a hosted repository");
                 sleep(pause).await;
                 pause *= 4;
             }
@@ -157,7 +147,7 @@ impl Bucket {
         for tag in tags {
             self.unshare_tag(repo, tag, Some(digest)).await?;
         }
-        let upload = upload(repo, *kind, digest);
+        let upload = Upload::new(repo, *kind, digest, None);
         let _claim = self.queue.claim(&upload).await;
         // It may have been pushed again.
         if self.cache.has_link(link).await {
@@ -165,10 +155,5 @@ impl Bucket {
         }
         self.shared.remove(&upload);
         self.objects.delete(&keys::link(repo, *kind, digest)).await
-    }
-
-    pub(super) async fn put_pointer(&self, key: &str, to: &Digest) -> Result<(), BucketError> {
-        let text = Bytes::from(to.to_string());
-        self.objects.put(key, vec![text]).await
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! mirror ── content, tag ──► reading ───────────────┐
-//! mirror ── upload ──► queue ──► uploads ──► client ──► the store
-//!                                              └ http: deadlines, counts
+//! mirror, hosted ── upload ──► queue ──► uploads ──► client ──► the store
+//! hosted ── share ──► hosted ────────────────┘   │   └ http: deadlines, counts
+//!                     retention ──► uses, sweep ─┘
 //! ```
 //!
 //! Its objects are the files of the reference registry ([`keys`]); millpond's own are below `millpond/`.
@@ -11,6 +12,7 @@
 //! committed here and isn't in the bucket yet, over restarts, too; [`uploads`] writes it: content first, then
 //! links, then tags. A bucket that fails is left alone for a while ([`circuit`]): it costs pulls nothing but
 //! a request to the upstream. [`redirects`] sends clients to it.
+//! [`hosted`] is what a push promises, and [`retention`] removes what nobody uses ([`sweep`]).
 //!
 //! What must never happen: content is served that wasn't verified; a link is written before its content.
 
@@ -24,9 +26,9 @@ mod holdings;
 mod hosted;
 mod http;
 mod keys;
+mod pointers;
 mod quarantine;
 mod queue;
-mod queue_file;
 mod reading;
 mod redirects;
 mod retention;
@@ -64,13 +66,14 @@ use crate::cache::{Cache, KeyLocks};
 use crate::clock::Clock;
 use crate::config;
 use crate::error_chain::on_one_line;
+use crate::kept_file;
 use crate::metrics::{BucketMetrics, Metrics};
 use crate::oci::{Digest, RepoName, Tag};
 
-/// How long the whole of a small object may take.
-const SMALL_TIME: Duration = Duration::from_secs(30);
 /// How often the queue is saved, if it has changed.
 const SAVED_EVERY: Duration = Duration::from_secs(5);
+/// The largest file of the queue that is read, in bytes: more than the most uploads of the longest names take.
+const MAX_QUEUE_FILE: u64 = 16 * 1024 * 1024;
 
 /// What is remembered of pushes.
 const MAX_SHARED: usize = 100_000;
@@ -151,7 +154,7 @@ impl Bucket {
 
     fn restore(&self) {
         let Some(path) = &self.path else { return };
-        match queue_file::read(path) {
+        match kept_file::read_or_default(path, MAX_QUEUE_FILE) {
             Ok(saved) => self.queue.restore(saved),
             Err(error) => {
                 tracing::warn!(path = %path.display(), error = %on_one_line(&error), "the queue of uploads can't be read; what it had is fetched from the upstream when it is needed");
@@ -191,7 +194,7 @@ impl Bucket {
             return;
         }
         let (version, queue) = self.queue.saved();
-        let writing = tokio::task::spawn_blocking(move || queue_file::write(&path, &queue));
+        let writing = tokio::task::spawn_blocking(move || kept_file::replace(&path, &queue));
         match writing.await {
             Ok(Ok(())) => *saved = version,
             Ok(Err(error)) => {

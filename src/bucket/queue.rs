@@ -23,6 +23,18 @@ pub struct Upload {
     pub tag: Option<Tag>,
 }
 
+impl Upload {
+    /// What is to be in the bucket.
+    pub fn new(repo: &RepoName, kind: LinkKind, digest: &Digest, tag: Option<&Tag>) -> Self {
+        Self {
+            repo: repo.clone(),
+            kind,
+            digest: *digest,
+            tag: tag.cloned(),
+        }
+    }
+}
+
 /// An upload, and whether the bucket has just said that it lacks the content, or has it wrong.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {

@@ -1,23 +1,19 @@
 //! Content, links and tags of the bucket.
 
 use std::ops::Range;
-use std::str;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::time::timeout;
 
-use super::client::{Body, Small};
+use super::client::{Body, SMALL_TIME};
 use super::error::BucketError;
+use super::pointers::Pointer;
 use super::{Bucket, keys};
 use crate::cache::LinkKind;
 use crate::oci::{Digest, RepoName, Tag};
-
-/// The longest link that is read, in bytes: the longest digest and some space.
-const MAX_LINK: u64 = 256;
 
 /// Content of the bucket on its way. Nothing of it is verified.
 #[expect(missing_debug_implementations, reason = "a body has nothing to show")]
@@ -29,8 +25,6 @@ pub struct SharedContent {
     pub total: u64,
     /// The bytes of it that the body has.
     pub range: Range<u64>,
-    /// When it was written, by the bucket's clock.
-    pub modified: SystemTime,
     /// Ends with an error, unless all bytes of the range have come.
     pub body: BoxStream<'static, Result<Bytes, BucketError>>,
 }
@@ -44,22 +38,19 @@ impl Bucket {
         digest: &Digest,
         (start, end): (u64, Option<u64>),
     ) -> Result<Option<SharedContent>, BucketError> {
-        let asking = async {
-            let content = self.content_alone(digest, (start, end));
-            let (content, is_linked) = tokio::join!(content, self.links(repo, kind, digest));
-            let Some(content) = content? else {
-                return Ok(None);
-            };
-            let is_linked = is_linked?;
-            if is_linked {
-                self.on_held((repo, kind), digest, content.total);
-            }
-            Ok(Some(SharedContent {
-                is_linked,
-                ..content
-            }))
+        let content = self.content_alone(digest, (start, end));
+        let (content, is_linked) = tokio::join!(content, self.links(repo, kind, digest));
+        let Some(content) = content? else {
+            return Ok(None);
         };
-        asking.await
+        let is_linked = is_linked?;
+        if is_linked {
+            self.on_held((repo, kind), digest, content.total);
+        }
+        Ok(Some(SharedContent {
+            is_linked,
+            ..content
+        }))
     }
 
     /// The same of content that the repository is known to have.
@@ -79,7 +70,6 @@ impl Bucket {
             is_linked: true,
             total: got.object.size,
             range: got.range.clone(),
-            modified: got.object.modified,
             body: self.whole(got),
         }))
     }
@@ -97,8 +87,8 @@ impl Bucket {
             }
             Ok(bytes.freeze())
         };
-        let read = timeout(super::SMALL_TIME, reading).await;
-        read.unwrap_or(Err(BucketError::Late(super::SMALL_TIME)))
+        let read = timeout(SMALL_TIME, reading).await;
+        read.unwrap_or(Err(BucketError::Late(SMALL_TIME)))
     }
 
     /// Whether a repository links content.
@@ -120,41 +110,12 @@ impl Bucket {
         }
     }
 
-    /// A link or a tag, unless it still has the etag `known`. One that holds no digest is missing.
-    pub(super) async fn pointer(
-        &self,
-        key: &str,
-        known: Option<String>,
-    ) -> Result<Pointer, BucketError> {
+    /// A link or a tag, unless it still has the etag `known`.
+    async fn pointer(&self, key: &str, known: Option<String>) -> Result<Pointer, BucketError> {
         self.circuit.permit()?;
-        let read = self.ask_pointer(key, known).await;
+        let read = self.objects.pointer(key, known).await;
         self.circuit.note(&read);
         read
-    }
-
-    /// The same, also while the bucket is left alone.
-    pub(super) async fn ask_pointer(
-        &self,
-        key: &str,
-        known: Option<String>,
-    ) -> Result<Pointer, BucketError> {
-        let read = match self.objects.get_small(key, MAX_LINK, known).await {
-            Err(BucketError::TooLarge { .. }) => Ok(Small::Missing),
-            read => read,
-        };
-        Ok(match read? {
-            Small::Missing => Pointer::Missing,
-            Small::Unchanged => Pointer::Unchanged,
-            Small::Whole(text, etag) => {
-                let digest = str::from_utf8(&text).ok().map(str::trim_ascii);
-                if let Some(digest) = digest.and_then(|digest| digest.parse().ok()) {
-                    Pointer::To(digest, etag)
-                } else {
-                    tracing::warn!(key, "a link in the bucket holds no digest");
-                    Pointer::Missing
-                }
-            }
-        })
     }
 
     /// What a link or tag of a hosted repository names now. What is remembered costs an answer without a body.
@@ -224,12 +185,4 @@ impl Bucket {
 pub enum Hosted<'a> {
     Link(LinkKind, &'a Digest),
     Tag(&'a Tag),
-}
-
-/// A link or a tag.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pointer {
-    Missing,
-    Unchanged,
-    To(Digest, Option<String>),
 }

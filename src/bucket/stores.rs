@@ -4,17 +4,20 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::Stores;
-use super::error::{BucketSetupError, Told};
-use super::http::Http;
-use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::client::HttpConnector as _;
 use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::multipart::MultipartStore;
+use object_store::signer::Signer;
 use object_store::{
-    Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, RetryConfig,
+    Attribute, AttributeValue, Attributes, BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
 };
+
+use super::client::Stores;
+use super::error::{BucketSetupError, Told};
+use super::http::Http;
+use crate::config::{Azure, AzureCredentials, BucketStore, Gcs, GcsKey, S3, S3Encryption};
 
 /// Opens the store. Nothing is sent yet. Blocks: files of keys and certificates are read.
 pub(super) fn open(store: &BucketStore, http: Http) -> Result<Stores, BucketSetupError> {
@@ -40,6 +43,18 @@ fn no_retries() -> RetryConfig {
 )]
 fn unusable(error: object_store::Error) -> BucketSetupError {
     BucketSetupError::Client(Arc::new(Told::of(&error)))
+}
+
+/// One store as its traits.
+fn stores(store: impl ObjectStore + MultipartStore + Signer) -> Stores {
+    let store = Arc::new(store);
+    Stores {
+        objects: Arc::clone(&store) as _,
+        parts: Arc::clone(&store) as _,
+        signer: Some(store),
+        attributes: Attributes::new(),
+        http: None,
+    }
 }
 
 fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
@@ -79,15 +94,12 @@ fn s3(s3: &S3, http: Http) -> Result<Stores, BucketSetupError> {
         }
         None => builder,
     };
-    let store = Arc::new(builder.build().map_err(unusable)?);
     let class = s3.storage_class.iter();
     let class = class.map(|class| (Attribute::StorageClass, AttributeValue::from(class.clone())));
     Ok(Stores {
-        objects: Arc::clone(&store) as _,
-        parts: Arc::clone(&store) as _,
-        signer: Some(store),
         attributes: class.collect(),
         http: Some(http),
+        ..stores(builder.build().map_err(unusable)?)
     })
 }
 
@@ -146,16 +158,8 @@ fn gcs(gcs: &Gcs, http: Http) -> Result<Stores, BucketSetupError> {
     let builder = builder
         .with_bucket_name(&gcs.bucket)
         .with_retry(no_retries())
-        .with_client_options(ClientOptions::new())
         .with_http_connector(http.connector()?);
-    let store = Arc::new(builder.build().map_err(unusable)?);
-    Ok(Stores {
-        objects: Arc::clone(&store) as _,
-        parts: Arc::clone(&store) as _,
-        signer: Some(store),
-        attributes: Attributes::new(),
-        http: None,
-    })
+    Ok(stores(builder.build().map_err(unusable)?))
 }
 
 fn azure(azure: &Azure, http: Http) -> Result<Stores, BucketSetupError> {
@@ -182,12 +186,5 @@ fn azure(azure: &Azure, http: Http) -> Result<Stores, BucketSetupError> {
         .with_allow_http(azure.endpoint.scheme() == "http")
         .with_retry(no_retries())
         .with_http_connector(http.connector()?);
-    let store = Arc::new(builder.build().map_err(unusable)?);
-    Ok(Stores {
-        objects: Arc::clone(&store) as _,
-        parts: Arc::clone(&store) as _,
-        signer: Some(store),
-        attributes: Attributes::new(),
-        http: None,
-    })
+    Ok(stores(builder.build().map_err(unusable)?))
 }

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::client::Parts;
 use super::error::BucketError;
 use super::queue::{Entry, Upload};
-use super::reading::Pointer;
 use super::retention::is_relied_on_safely;
 use super::{Bucket, keys};
 use crate::cache::{CachedBlob, MAX_READ};
@@ -95,7 +94,7 @@ impl Uploading {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ended {
     Done,
-    /// The content is here no more, and isn't in the bucket either.
+    /// The content is no longer stored here, and isn't in the bucket either.
     Gone,
     /// A sweep may be deleting the content, or was faster: all of it has to be done again.
     Swept,
@@ -108,7 +107,8 @@ enum Content {
 }
 
 impl Bucket {
-    /// Is to be in the bucket, too. `is_absent`: it has just said that it lacks the content, or has it wrong.
+    /// Queues what is to be in the bucket, too. `is_absent`: the bucket has just said that it lacks the content,
+    /// or has sent wrong bytes of it.
     pub fn upload(&self, upload: Upload, is_absent: bool) {
         let entry = Entry { upload, is_absent };
         if !self.queue.push(entry) {
@@ -191,19 +191,16 @@ impl Bucket {
                 return Ok(Ended::Gone);
             }
             is_absent = false;
-            let text = || vec![Bytes::from(digest.to_string())];
             // Also where it is there: its time tells the sweep that it is relied on.
-            self.objects
-                .put(&keys::link(repo, *kind, digest), text())
-                .await?;
+            let link = keys::link(repo, *kind, digest);
+            self.objects.put_pointer(&link, digest).await?;
             if let Some(tag) = tag {
                 let current = keys::tag_current(repo, tag);
-                let named = self.ask_pointer(&current, None).await?;
-                if !matches!(named, Pointer::To(named, _) if named == *digest) {
+                if !self.objects.names(&current, digest).await? {
                     // The sweep finds a tag by this.
                     let index = keys::tag_index(repo, tag, digest);
-                    self.objects.put(&index, text()).await?;
-                    self.objects.put(&current, text()).await?;
+                    self.objects.put_pointer(&index, digest).await?;
+                    self.objects.put_pointer(&current, digest).await?;
                 }
             }
             if guard.holds(&self.objects) {
@@ -260,7 +257,7 @@ impl Bucket {
         if let Err(error) = &uploaded {
             tracing::debug!(key, error = %on_one_line(error), "removing the parts of an upload that failed");
             if let Err(error) = self.objects.abort_parts(&parts).await {
-                tracing::debug!(key, error = %on_one_line(&error), "can't remove the parts; the sweep does");
+                tracing::debug!(key, error = %on_one_line(&error), "can't remove the parts; a sweep removes them after a day");
             }
         }
         uploaded

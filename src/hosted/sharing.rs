@@ -1,5 +1,6 @@
 //! The bucket that replicas share: what is pushed is in it, too.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::cache::{LinkKind, ManifestPart};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName, Tag};
 
-/// How long the success of a push waits for the bucket.
+/// How long the success of a push or a deletion waits for the bucket.
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// The bucket of hosted repositories.
@@ -58,9 +59,8 @@ impl Hosted {
     /// A blob is stored: it is to be in the bucket before its manifest is.
     pub(super) fn share_later(&self, repo: &RepoName, digest: &Digest) {
         if let Some(sharing) = &self.0.sharing {
-            sharing
-                .bucket
-                .upload(upload(repo, LinkKind::Layer, digest, None), false);
+            let upload = Upload::new(repo, LinkKind::Layer, digest, None);
+            sharing.bucket.upload(upload, false);
         }
     }
 
@@ -75,13 +75,13 @@ impl Hosted {
         };
         if !is_promised {
             let later = |tag| {
-                let manifest = upload(repo, LinkKind::Revision, &pushed.digest, tag);
+                let manifest = Upload::new(repo, LinkKind::Revision, &pushed.digest, tag);
                 bucket.upload(manifest, false);
             };
             if pushed.tags.is_empty() {
                 later(None);
             }
-            pushed.tags.into_iter().map(Some).for_each(later);
+            pushed.tags.iter().map(Some).for_each(later);
             return Ok(());
         }
         let sharing = async {
@@ -96,9 +96,7 @@ impl Hosted {
             }
             Ok(())
         };
-        let late = |_elapsed| Err(BucketError::Late(PATIENCE));
-        let shared = timeout(PATIENCE, sharing).await.unwrap_or_else(late);
-        report(repo, &pushed.digest, shared)
+        report(repo, &pushed.digest, sharing).await
     }
 
     /// Removes a link from the bucket.
@@ -111,8 +109,8 @@ impl Hosted {
         match &self.0.sharing {
             None => Ok(()),
             Some(sharing) => {
-                let removed = sharing.bucket.unshare(repo, kind, digest).await;
-                sharing.ends(report(repo, digest, removed))
+                let removing = sharing.bucket.unshare(repo, kind, digest);
+                sharing.ends(report(repo, digest, removing).await)
             }
         }
     }
@@ -127,8 +125,8 @@ impl Hosted {
         match &self.0.sharing {
             None => Ok(()),
             Some(sharing) => {
-                let removed = sharing.bucket.unshare_tag(repo, tag, None).await;
-                sharing.ends(report(repo, named, removed))
+                let removing = sharing.bucket.unshare_tag(repo, tag, None);
+                sharing.ends(report(repo, named, removing).await)
             }
         }
     }
@@ -141,22 +139,16 @@ impl Sharing {
     }
 }
 
-fn upload(repo: &RepoName, kind: LinkKind, digest: &Digest, tag: Option<Tag>) -> Upload {
-    Upload {
-        repo: repo.clone(),
-        kind,
-        digest: *digest,
-        tag,
-    }
-}
-
-fn report(
+/// What a change of the bucket results in, within [`PATIENCE`].
+async fn report(
     repo: &RepoName,
     digest: &Digest,
-    result: Result<(), BucketError>,
+    changing: impl Future<Output = Result<(), BucketError>>,
 ) -> Result<(), HostedError> {
+    let late = |_elapsed| Err(BucketError::Late(PATIENCE));
+    let result = timeout(PATIENCE, changing).await.unwrap_or_else(late);
     if let Err(error) = &result {
-        tracing::error!(%repo, %digest, error = %on_one_line(error), "the bucket doesn't have what clients did to a hosted repository");
+        tracing::error!(%repo, %digest, error = %on_one_line(error), "the bucket doesn't have a change of a hosted repository");
     }
     Ok(result?)
 }

@@ -301,12 +301,7 @@ impl Mirror {
             .as_ref()
             .filter(|_| !asked.upstream.asks_peers())
         {
-            let upload = Upload {
-                repo: target.stored.clone(),
-                kind: LinkKind::Layer,
-                digest: *digest,
-                tag: None,
-            };
+            let upload = Upload::new(&target.stored, LinkKind::Layer, digest, None);
             bucket.upload(upload, false);
         }
     }

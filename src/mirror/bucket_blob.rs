@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use parking_lot::Mutex;
+use url::Url;
 
 use super::Target;
 use crate::bucket::{Bucket, SharedContent, Upload};
@@ -101,14 +102,14 @@ impl BucketBlob {
             .described_size
             .is_some_and(|size| size != content.total)
         {
-            tracing::warn!(%digest, size = content.total, "the bucket has another size of a blob than its manifest");
+            tracing::warn!(%digest, size = content.total, "a blob in the bucket hasn't the size that its manifest says");
             return Ok(self.give_up(digest).await);
         }
-        if !content.is_linked && !is_proved && !self.is_believed {
-            self.end(false);
-            return Ok(None);
-        }
-        if !content.is_linked && !is_proved {
+        if !content.is_linked {
+            if !self.is_believed {
+                self.end(false);
+                return Ok(None);
+            }
             let upstream = target.upstream.direct();
             upstream.head_blob(&target.repo, digest).await?;
         } else if !is_proved {
@@ -119,7 +120,7 @@ impl BucketBlob {
         if *state == State::Unasked {
             *state = State::Reading { is_again: false };
         }
-        Ok(Some(stream(target, content)))
+        Ok(Some(stream(&target.upstream.config.url, content)))
     }
 
     /// It has the blob wrong.
@@ -176,20 +177,16 @@ impl BucketBlob {
             if *repo == target.stored && is_linked && !is_upstreams {
                 continue;
             }
-            let upload = Upload {
-                repo: repo.clone(),
-                kind: LinkKind::Layer,
-                digest: *digest,
-                tag: None,
-            };
+            let upload = Upload::new(repo, LinkKind::Layer, digest, None);
             let is_absent = self.is_absent.load(Ordering::Relaxed);
             self.bucket.upload(upload, is_absent);
         }
     }
 }
 
-fn stream(target: &Target, content: SharedContent) -> BlobStream {
-    let url = target.upstream.config.url.clone();
+/// Content of the bucket as the stream of a download. `url` is for errors.
+pub(super) fn stream(url: &Url, content: SharedContent) -> BlobStream {
+    let url = url.clone();
     let broken = move |error| UpstreamError::elsewhere(&url, error);
     BlobStream {
         offset: content.range.start,

@@ -103,12 +103,7 @@ impl Mirror {
         is_absent: bool,
     ) {
         let Some(bucket) = &self.bucket else { return };
-        let upload = Upload {
-            repo: repo.clone(),
-            kind: LinkKind::Revision,
-            digest: *digest,
-            tag: tag.cloned(),
-        };
+        let upload = Upload::new(repo, LinkKind::Revision, digest, tag);
         bucket.upload(upload, is_absent);
     }
 }

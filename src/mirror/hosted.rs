@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
 use url::Url;
 
 use super::blobs::{ATTEMPTS, ATTEMPTS_AT_STORE};
+use super::bucket_blob::stream;
 use super::{BlobAnswer, ManifestAnswer, Mirror, MirrorError, ReadMode};
-use crate::bucket::{Bucket, Hosted};
+use crate::bucket::{Bucket, BucketError, Hosted};
 use crate::cache::{LinkKind, Opened};
 use crate::download::{BlobRequest, Client, DownloadError, Joined, Party, Source};
 use crate::error_chain::on_one_line;
@@ -140,8 +140,8 @@ fn whole_or_first(ranges: Option<&Requested>, client: Client) -> BlobRequest {
     }
 }
 
-fn logged<T>(result: Result<T, crate::bucket::BucketError>) -> Option<T> {
-    let log = |error: &crate::bucket::BucketError| tracing::debug!(error = %on_one_line(error), "the bucket has no answer; asking the writer of the hosted repositories");
+fn logged<T>(result: Result<T, BucketError>) -> Option<T> {
+    let log = |error: &BucketError| tracing::debug!(error = %on_one_line(error), "the bucket has no answer; asking the writer of the hosted repositories");
     result.inspect_err(log).ok()
 }
 
@@ -177,20 +177,13 @@ impl Source for HostedBlob {
         let asking = self.bucket.content_alone(&self.digest, (offset, end));
         let found = asking
             .await
-            .and_then(|found| found.ok_or(crate::bucket::BucketError::Gone));
+            .and_then(|found| found.ok_or(BucketError::Gone));
         let content = found.map_err(|error| UpstreamError::elsewhere(&self.url, error))?;
-        let url = self.url.clone();
-        let broken = move |error| UpstreamError::elsewhere(&url, error);
-        Ok(BlobStream {
-            offset: content.range.start,
-            end: Some(content.range.end),
-            total: Some(content.total),
-            body: content.body.map_err(broken).boxed(),
-        })
+        Ok(stream(&self.url, content))
     }
 
     fn distrust(&self, error: &DownloadError) -> bool {
-        tracing::error!(digest = %self.digest, error = %on_one_line(error), "the bucket sent wrong bytes of a hosted blob; a push of it mends that");
+        tracing::error!(digest = %self.digest, error = %on_one_line(error), "the bucket sent wrong bytes of a hosted blob; pushing it again heals that");
         false
     }
 

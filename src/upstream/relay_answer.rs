@@ -214,7 +214,7 @@ impl Answering {
                 }
             }
         };
-        tracing::warn!(replica = &*self.peer.name, error = %on_one_line(&error), "an answer that is relayed broke off");
+        tracing::warn!(replica = &*self.peer.name, error = %on_one_line(&error), "a relayed answer broke off");
         self.counted.result = Relayed::Broken;
         Some((Err(error), self))
     }

@@ -20,9 +20,10 @@ use paths::File;
 use source::{Source, code, is_within, read};
 
 /// Each module uses modules before it and none after it.
-const ORDER: [&str; 29] = [
+const ORDER: [&str; 30] = [
     "oci",
     "error_chain",
+    "kept_file",
     "clock",
     "tasks",
     "renewal",
@@ -97,8 +98,6 @@ const RESERVED: [(&str, &[&str], &[&str]); 5] = [
             "storage/survey",
             "cache/state/journal",
             "cache/pins/file",
-            // The deny list and the audit log.
-            "access/deny_file",
             "access/audit_file",
             "config",
             // Whether files have changed.
@@ -123,11 +122,10 @@ const RESERVED: [(&str, &[&str], &[&str]); 5] = [
             "copy/docker_archive",
             "copy/spool",
             "copy/journal",
-            // The queue of uploads, and keys of a bucket.
-            "bucket/queue_file",
+            // The deny list, the bytes of a month, the queue of uploads.
+            "kept_file",
+            // Keys of a bucket.
             "bucket/stores",
-            // The bytes of a month.
-            "app/usage_file",
         ],
     ),
 ];

@@ -1,8 +1,8 @@
-//! How a sweep and those who write links keep out of each other's way, without a lock and without a
+//! How a sweep and those who write links avoid each other, without a lock and without a
 //! conditional write.
 //!
 //! A sweep that is going to delete content writes a list of it, waits for [`LEAD`], and only then reads which
-//! of it is linked. Who writes a link has read the lists of all sweeps before it looks for the content, and
+//! of it is linked. Whoever writes a link has read the lists of all sweeps before it looks for the content, and
 //! has written the link within [`LEAD`] of that: it holds a [`Guard`].
 //!
 //! ```text

@@ -103,9 +103,8 @@ impl Marks {
     /// Whether it is marked, due or not.
     pub(super) fn contain(&self, digest: &Digest) -> bool {
         let due = self.due.iter().map(|mark| &mark.digests);
-        { due }
-            .chain(&self.others)
-            .any(|marked| marked.contains(digest))
+        let mut all = due.chain(&self.others);
+        all.any(|marked| marked.contains(digest))
     }
 }
 

@@ -64,7 +64,7 @@ pub(super) async fn read(
                 if !list.is_whole() {
                     tracing::warn!(
                         key,
-                        "a replica has used too much to list all of it: nothing is swept for a while"
+                        "a list of uses in the bucket is incomplete, because a replica used too much: nothing is swept until the list is too old to count"
                     );
                 }
                 add(rows, &list, day).await;

@@ -15,16 +15,13 @@ use super::links::{Links, Missing, Removed};
 use super::patience::patiently;
 use super::rows::{DELETED, DUE, HOSTED, LINKED, Place, Rows};
 use super::selection::Selection;
-use crate::bucket::client::{Objects, Small};
+use crate::bucket::client::Objects;
 use crate::bucket::day::Day;
 use crate::bucket::error::BucketError;
 use crate::bucket::keys;
-use crate::oci::Digest;
 
 /// Requests at a time.
 const REQUESTS: usize = 8;
-/// The longest tag that is read, in bytes.
-const MAX_TAG: u64 = 256;
 
 /// What is deleted, and by what it is decided.
 pub(super) struct Removal<'a> {
@@ -64,6 +61,7 @@ impl Removal<'_> {
         selection: &mut Selection,
     ) -> Result<(Removals, bool), BucketError> {
         let (mut removals, mut has_time) = (Removals::default(), true);
+        // `buffer_unordered` would do the same, but the compiler couldn't tell that the sweep's future is `Send`.
         // Each to its end, also when there is no more time: a deletion that is dropped may still be done later.
         let (mut due, mut running) = (
             self.due(selection).await.into_iter(),
@@ -184,7 +182,7 @@ impl Removal<'_> {
                 digest,
             } => {
                 // Found by its index: so that goes last.
-                let is_named = patiently(|| self.names(&current, &digest)).await?;
+                let is_named = patiently(|| self.objects.names(&current, &digest)).await?;
                 if is_named && !self.delete(&current).await? {
                     return Ok(false);
                 }
@@ -192,18 +190,5 @@ impl Removal<'_> {
             }
         };
         self.delete(&key).await
-    }
-
-    /// Whether a tag names this digest now.
-    async fn names(&self, current: &str, digest: &Digest) -> Result<bool, BucketError> {
-        let text = match self.objects.get_small(current, MAX_TAG, None).await {
-            Ok(Small::Whole(text, _)) => text,
-            Ok(Small::Missing | Small::Unchanged) | Err(BucketError::TooLarge { .. }) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        };
-        let named = str::from_utf8(&text).ok();
-        Ok(named.and_then(|named| named.trim().parse().ok()) == Some(*digest))
     }
 }

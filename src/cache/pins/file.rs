@@ -1,12 +1,13 @@
 //! The file of the pins that were made at run time: `{"pins":[...]}`.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::list::{Pin, PinError};
+use crate::kept_file;
 use crate::storage::{Layout, Modes, sync_directory};
 
 /// The largest file that is read, in bytes: more than the most pins of the longest references take.
@@ -19,16 +20,13 @@ struct Document<T> {
 
 /// The pins; none where there is no file. Blocks.
 pub(super) fn read(path: &Path) -> Result<Vec<Pin>, PinError> {
-    let mut text = Vec::new();
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        file => file,
-    };
-    let length = file.and_then(|file| file.take(MAX_FILE).read_to_end(&mut text));
-    length.map_err(|source| PinError::Read {
+    let text = kept_file::read(path, MAX_FILE).map_err(|source| PinError::Read {
         path: path.to_owned(),
         source,
     })?;
+    let Some(text) = text else {
+        return Ok(Vec::new());
+    };
     let document: Document<Vec<Pin>> =
         serde_json::from_slice(&text).map_err(|error| PinError::Invalid {
             path: path.to_owned(),

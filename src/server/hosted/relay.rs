@@ -34,6 +34,8 @@ use crate::upstream::{BodyFeed, RelayAnswer, RelayError, RelayRequest, read_answ
 
 /// Bytes of a page of the writer's catalog at most.
 const MAX_CATALOG: usize = 1024 * 1024;
+/// Pages of it that are read for one answer, at most, of [`MAX_PAGE`] names each.
+const MAX_CATALOG_PAGES: usize = 1000;
 
 /// The writer's answer, and what it hasn't taken of the request's body.
 struct Relayed {
@@ -208,8 +210,8 @@ impl HostedHandlers {
 
     // --- Reads ---------------------------------------------------------------------------------
 
-    /// Answers a read: from this replica's own copy, where the digest says what is meant, else from the
-    /// writer, which alone knows tags and lists.
+    /// Answers a read: from the bucket; where that can't be asked, from this replica's own copy of what has the
+    /// digest; else from the writer, which alone knows lists.
     pub(super) async fn read_elsewhere(
         &self,
         action: &Action,
@@ -368,8 +370,9 @@ impl HostedHandlers {
         page: &Page,
     ) -> Result<(Vec<RepoName>, bool), CallError> {
         let n = page.length();
-        let (mut seen, mut last) = (Vec::new(), page.last.clone());
+        let (mut seen, mut last, mut pages) = (Vec::new(), page.last.clone(), 0);
         loop {
+            pages += 1;
             let head = catalog_head(last.as_deref());
             let Relayed { answer, .. } = self.send(call, &head, None).await?;
             let (status, more) = (answer.status, answer.headers.contains_key(LINK));
@@ -392,6 +395,9 @@ impl HostedHandlers {
                 let more = seen.len() > n;
                 seen.truncate(n);
                 return Ok((seen, more));
+            }
+            if pages == MAX_CATALOG_PAGES {
+                return Err(RelayError::NoList(writer).into());
             }
         }
     }
