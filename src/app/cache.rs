@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::{CacheSettings, MinFree, TtlPolicy, Upkeep};
+use crate::cache::{CacheSettings, HostedRole, MinFree, TtlPolicy, Upkeep};
 use crate::config::{self, Config, SizeLimit, Storage};
 use crate::error_chain::on_one_line;
 use crate::storage::Layout;
@@ -24,7 +24,7 @@ pub fn settings(config: &Config) -> CacheSettings {
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
         upkeep: Upkeep::Full,
-        keeps_hosted: false,
+        hosted_role: HostedRole::Decides,
     }
 }
 

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::Shared;
+use crate::bucket::random_replica;
 use crate::cache::HostedPolicy;
-use crate::config::{Config, HostedSpace, Http, PushSync, authority};
+use crate::config::{Config, HostedSpace, Http, PushSync, Storage, authority};
 use crate::hosted::{Hosted, Incomplete, Sharing, SpaceSettings, SyncMode};
 use crate::server::HostedRepositories;
+use crate::storage::Layout;
 use crate::upstream::Peers;
 
 /// What is kept of the repositories of each space.
@@ -55,14 +59,29 @@ fn settings(config: &Config) -> Vec<SpaceSettings> {
 }
 
 impl Shared {
+    /// The bucket of hosted repositories, if there is one.
+    fn sharing(&self, config: &Config) -> Option<Sharing> {
+        let bucket = self.bucket.as_ref()?;
+        let peers = self.replication.as_ref();
+        let is_writer = peers.and_then(|replication| replication.peers.follow_writer());
+        let name_file = match &config.storage {
+            Storage::Filesystem { root, .. } => Some(Layout::new(root).hosted_writer()),
+            Storage::Memory => None,
+        };
+        Some(Sharing {
+            bucket: Arc::clone(bucket),
+            is_promised: config.replicas.is_some(),
+            is_writer: is_writer.unwrap_or_else(|| watch::Sender::new(true).subscribe()),
+            name: random_replica(),
+            name_file,
+        })
+    }
+
     /// Starts the hosted repositories, where there are some.
     pub(super) fn hosted(&self, config: &Config) -> Option<Hosted> {
         let spaces = settings(config);
         (!spaces.is_empty()).then(|| {
-            let sharing = self.bucket.as_ref().map(|bucket| Sharing {
-                bucket: Arc::clone(bucket),
-                is_promised: config.replicas.is_some(),
-            });
+            let sharing = self.sharing(config);
             Hosted::start(
                 (self.cache.clone(), sharing),
                 self.clock,

@@ -4,11 +4,9 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use super::upstreams::Clients;
 use super::{Shared, StartError, cache};
-use crate::cache::{Cache, CacheSettings};
+use crate::cache::{CacheSettings, HostedRole};
 use crate::clock::Clock;
 use crate::config::{self, Config, Listen};
 use crate::metrics::Metrics;
@@ -115,26 +113,26 @@ pub(super) async fn open(
     Ok((replication, clients))
 }
 
-/// The settings of the cache, where hosted content expires only if this replica writes it.
+/// The settings of the cache. Hosted content expires only where this replica writes it, and after it has learnt
+/// what the bucket has.
 pub(super) fn cache_settings(config: &Config, replication: Option<&Replication>) -> CacheSettings {
+    let hosted_role = match replication {
+        Some(replication) if !replication.peers.writes_hosted() => HostedRole::Copies,
+        _ if config.bucket.is_some() => HostedRole::Learns,
+        _ => HostedRole::Decides,
+    };
     CacheSettings {
-        keeps_hosted: replication.is_some_and(|replication| !replication.peers.writes_hosted()),
+        hosted_role,
         ..cache::settings(config)
     }
 }
 
 impl Shared {
-    /// Follows who the replicas are, and which of them writes hosted content, until the stop.
+    /// Follows who the replicas are, until the stop.
     pub(super) fn follow_replicas(&self) {
         let Some(Replication { peers, .. }) = &self.replication else {
             return;
         };
-        if let Some(is_writer) = peers.follow_writer() {
-            let cache = self.cache.clone();
-            let follow = move || follow_writer(cache.clone(), is_writer.clone());
-            self.background
-                .spawn_restarted("hosted writer", self.stop_now.clone(), follow);
-        }
         let peers = Arc::clone(peers);
         let watch = move || Arc::clone(&peers).watch();
         self.background
@@ -148,16 +146,6 @@ impl Shared {
             marks: Arc::clone(&replication.marks),
             clock: self.clock,
         })
-    }
-}
-
-/// Lets hosted content expire only where this replica writes it. Ends when nobody can change that any more.
-async fn follow_writer(cache: Cache, mut is_writer: watch::Receiver<bool>) {
-    loop {
-        cache.keep_hosted(!*is_writer.borrow_and_update());
-        if is_writer.changed().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -28,6 +28,8 @@ pub enum BucketError {
     /// The content was to be uploaded.
     #[error("the content isn't stored here any more")]
     Gone,
+    #[error("the hosted repositories have more than {limit} manifests and tags in the bucket")]
+    TooMany { limit: usize },
     #[error("a sweep may be deleting the content")]
     Swept,
     /// Nothing was sent: the bucket has failed lately.

@@ -8,10 +8,10 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::error::BucketError;
-use super::queue::Upload;
+use super::queue::{Claim, Upload};
 use super::uploads::{Ended, SWEPT_PAUSE};
 use super::{Bucket, keys};
-use crate::cache::{Link, LinkKind, Loss};
+use crate::cache::{KeyLock, Link, LinkKind, Loss};
 use crate::error_chain::on_one_line;
 use crate::oci::{Digest, RepoName, Tag};
 
@@ -36,6 +36,7 @@ impl Bucket {
             let claim = self.queue.claim(&upload).await;
             match self.upload_one(claim.entry()).await? {
                 Ended::Done => {
+                    claim.done();
                     self.shared.insert(upload, ());
                     return Ok(());
                 }
@@ -45,6 +46,29 @@ impl Bucket {
             sleep(SWEPT_PAUSE).await;
         }
         Err(BucketError::Swept)
+    }
+
+    /// Nobody else uploads this content, or removes its link, while the claim is held. Waits for who does.
+    pub async fn claim(&self, repo: &RepoName, kind: LinkKind, digest: &Digest) -> Claim<'_> {
+        let upload = Upload::new(repo, kind, digest, None);
+        self.queue.claim(&upload).await
+    }
+
+    /// Checks that the repository links content in the bucket that isn't stored here.
+    pub async fn check_linked(
+        &self,
+        repo: &RepoName,
+        kind: LinkKind,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        let _claim = self.claim(repo, kind, digest).await;
+        let linked = self.links(repo, kind, digest).await?;
+        linked.then_some(()).ok_or(BucketError::Gone)
+    }
+
+    /// Another server may have removed what this one has uploaded.
+    pub fn forget_shared(&self) {
+        self.shared.clear();
     }
 
     /// Uploads a manifest with the repository's link.
@@ -64,6 +88,7 @@ impl Bucket {
                 self.objects.put(&keys::blob(digest), content).await?;
                 self.objects.put_pointer(&link, digest).await?;
                 if guard.holds(&self.objects) {
+                    claim.done();
                     return Ok(());
                 }
             }
@@ -80,7 +105,7 @@ impl Bucket {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
+        let _lock = self.lock_tag(repo, tag).await;
         let (index, current) = (
             keys::tag_index(repo, tag, digest),
             keys::tag_current(repo, tag),
@@ -96,24 +121,60 @@ impl Bucket {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), BucketError> {
-        let upload = Upload::new(repo, kind, digest, None);
-        let _claim = self.queue.claim(&upload).await;
-        self.shared.remove(&upload);
-        self.objects.delete(&keys::link(repo, kind, digest)).await
+        let claim = self.claim(repo, kind, digest).await;
+        self.remove_link(claim).await
     }
 
-    /// Removes a tag; with `named`, only while it names that.
+    async fn remove_link(&self, claim: Claim<'_>) -> Result<(), BucketError> {
+        let upload = &claim.entry().upload;
+        let Upload {
+            repo, kind, digest, ..
+        } = upload;
+        self.queue.withdraw(|waiting| {
+            (&waiting.repo, waiting.kind, &waiting.digest) == (repo, *kind, digest)
+        });
+        self.shared.remove(upload);
+        let removed = self.objects.delete(&keys::link(repo, *kind, digest)).await;
+        claim.done();
+        removed
+    }
+
+    /// Removes a repository's link, unless it turns out to be needed. False where there was none to remove.
+    pub async fn unshare_unneeded(
+        &self,
+        repo: &RepoName,
+        (kind, digest): (LinkKind, &Digest),
+        is_needed: impl Fn() -> bool,
+    ) -> Result<bool, BucketError> {
+        let claim = self.claim(repo, kind, digest).await;
+        if is_needed() || !self.links(repo, kind, digest).await? {
+            return Ok(false);
+        }
+        self.remove_link(claim).await?;
+        Ok(true)
+    }
+
+    /// Nobody else changes the tag in the bucket while this is held. Waits for who does.
+    pub(crate) async fn lock_tag(&self, repo: &RepoName, tag: &Tag) -> KeyLock<(RepoName, Tag)> {
+        self.tags.lock((repo.clone(), tag.clone())).await
+    }
+
+    /// Removes a tag that names this manifest here; where `only_then` is true, only while it does so in the
+    /// bucket, too.
     pub async fn unshare_tag(
         &self,
         repo: &RepoName,
         tag: &Tag,
-        named: Option<&Digest>,
+        (named, only_then): (&Digest, bool),
     ) -> Result<(), BucketError> {
+        // An upload of the manifest may be about to write the tag.
+        let _claim = self.claim(repo, LinkKind::Revision, named).await;
         let current = keys::tag_current(repo, tag);
-        let _lock = self.tags.lock((repo.clone(), tag.clone())).await;
-        if let Some(named) = named
-            && !self.objects.names(&current, named).await?
-        {
+        let _lock = self.lock_tag(repo, tag).await;
+        self.queue.withdraw(|waiting| {
+            waiting.repo == *repo && waiting.digest == *named && waiting.tag.as_ref() == Some(tag)
+        });
+        if only_then && !self.objects.names(&current, named).await? {
             return Ok(());
         }
         self.objects.delete(&current).await
@@ -145,15 +206,13 @@ impl Bucket {
     async fn lose(&self, link: &Link, tags: &[Tag]) -> Result<(), BucketError> {
         let Link { repo, kind, digest } = link;
         for tag in tags {
-            self.unshare_tag(repo, tag, Some(digest)).await?;
+            self.unshare_tag(repo, tag, (digest, true)).await?;
         }
-        let upload = Upload::new(repo, *kind, digest, None);
-        let _claim = self.queue.claim(&upload).await;
+        let claim = self.claim(repo, *kind, digest).await;
         // It may have been pushed again.
         if self.cache.has_link(link).await {
             return Ok(());
         }
-        self.shared.remove(&upload);
-        self.objects.delete(&keys::link(repo, *kind, digest)).await
+        self.remove_link(claim).await
     }
 }

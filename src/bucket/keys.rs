@@ -42,6 +42,9 @@ pub(super) fn tag_index(repo: &RepoName, tag: &Tag, digest: &Digest) -> String {
     text(Layout::new("").tag_index(repo, tag, digest))
 }
 
+/// Which server was the last to write hosted repositories.
+pub(super) const HOSTED_WRITER: &str = "millpond/hosted/writer";
+
 /// Content that was found to be wrong.
 pub(super) fn quarantined(digest: &Digest) -> String {
     text(Layout::new("").quarantined(digest))

@@ -50,21 +50,30 @@ pub(super) struct Queue {
     freed: Notify,
 }
 
-/// The right to upload some content, which nobody else has meanwhile.
-pub(super) struct Claim<'a> {
+/// The right to upload some content, or to remove its link, which nobody else has meanwhile.
+#[must_use = "others may change it once this is dropped"]
+#[expect(missing_debug_implementations, reason = "it has nothing to show")]
+pub struct Claim<'a> {
     queue: &'a Queue,
     entry: Entry,
+    /// Whether it has been queued, and isn't done yet.
+    is_due: bool,
 }
 
 impl Claim<'_> {
     pub(super) fn entry(&self) -> &Entry {
         &self.entry
     }
+
+    /// The upload isn't needed any more.
+    pub(super) fn done(mut self) {
+        self.is_due = false;
+    }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.queue.ended(self.entry.clone(), false);
+        self.queue.ended(self.entry.clone(), self.is_due);
     }
 }
 
@@ -124,16 +133,39 @@ impl Queue {
         }
     }
 
-    /// Takes an upload out of the queue, or makes it one that runs, as soon as its content isn't being
-    /// uploaded.
+    /// Makes an upload one that runs, queued or not, as soon as its content isn't being uploaded. One that was
+    /// queued is queued again, unless it is [done](Claim::done).
     pub(super) async fn claim(&self, upload: &Upload) -> Claim<'_> {
         loop {
             let freed = self.freed.notified();
-            if let Some(entry) = self.state.lock().claim(upload) {
-                return Claim { queue: self, entry };
+            if let Some((entry, is_due)) = self.state.lock().claim(upload) {
+                return Claim {
+                    queue: self,
+                    entry,
+                    is_due,
+                };
             }
             freed.await;
         }
+    }
+
+    /// Forgets uploads that wait.
+    pub(super) fn withdraw(&self, is_meant: impl Fn(&Upload) -> bool) {
+        let mut state = self.state.lock();
+        let State {
+            waiting,
+            known,
+            version,
+            ..
+        } = &mut *state;
+        waiting.retain(|entry| {
+            let stays = !is_meant(&entry.upload);
+            if !stays {
+                known.remove(&entry.upload);
+                *version += 1;
+            }
+            stays
+        });
     }
 
     /// An upload has ended: it isn't needed any more, or has to be tried again.
@@ -141,10 +173,6 @@ impl Queue {
         let mut state = self.state.lock();
         state.running.retain(|other| other.upload != entry.upload);
         if again {
-            let entry = Entry {
-                is_absent: false,
-                ..entry
-            };
             state.waiting.push_back(entry);
         } else {
             state.known.remove(&entry.upload);
@@ -187,8 +215,8 @@ impl Queue {
 }
 
 impl State {
-    /// None while the content is being uploaded.
-    fn claim(&mut self, upload: &Upload) -> Option<Entry> {
+    /// The entry, and whether it was queued. None while the content is being uploaded.
+    fn claim(&mut self, upload: &Upload) -> Option<(Entry, bool)> {
         let digest = upload.digest;
         if self
             .running
@@ -197,14 +225,16 @@ impl State {
         {
             return None;
         }
+        let before = self.waiting.len();
         self.waiting.retain(|other| other.upload != *upload);
+        let is_due = self.waiting.len() < before;
         let entry = Entry {
             upload: upload.clone(),
             is_absent: false,
         };
         self.known.insert(upload.clone());
         self.running.push(entry.clone());
-        Some(entry)
+        Some((entry, is_due))
     }
 
     fn take(&mut self) -> Option<Entry> {

@@ -20,7 +20,7 @@ use super::{Bucket, keys};
 use crate::cache::{CachedBlob, MAX_READ};
 use crate::error_chain::on_one_line;
 use crate::metrics::BucketUpload;
-use crate::oci::Digest;
+use crate::oci::{Digest, RepoName, Tag};
 
 /// Uploads at a time.
 const WORKERS: usize = 4;
@@ -75,6 +75,11 @@ impl Uploading {
         }
     }
 
+    fn is_pausing(&self) -> bool {
+        let until = self.backoff.lock().until;
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn failed(&self) {
         let mut backoff = self.backoff.lock();
         let now = Instant::now();
@@ -125,10 +130,13 @@ impl Bucket {
     }
 
     async fn work(&self, drain: &CancellationToken) {
-        while let Some(entry) = self.queue.next(drain).await {
-            if !self.uploading.pause(drain).await {
+        // A push that needs something now doesn't wait for a worker that pauses: that has none.
+        while self.uploading.pause(drain).await
+            && let Some(entry) = self.queue.next(drain).await
+        {
+            if self.uploading.is_pausing() {
                 self.queue.ended(entry, true);
-                return;
+                continue;
             }
             let uploaded = self.upload_one(&entry).await;
             if let Ok(Ended::Done) = &uploaded {
@@ -161,6 +169,11 @@ impl Bucket {
                 }
             };
             self.metrics.upload(result);
+            // The attempt may have got further than its answer.
+            let entry = Entry {
+                is_absent: false,
+                ..entry
+            };
             self.queue.ended(entry, has_failed);
             self.metrics.queued(self.queue.len());
             if has_failed && drain.is_cancelled() {
@@ -195,19 +208,34 @@ impl Bucket {
             let link = keys::link(repo, *kind, digest);
             self.objects.put_pointer(&link, digest).await?;
             if let Some(tag) = tag {
-                let current = keys::tag_current(repo, tag);
-                if !self.objects.names(&current, digest).await? {
-                    // The sweep finds a tag by this.
-                    let index = keys::tag_index(repo, tag, digest);
-                    self.objects.put_pointer(&index, digest).await?;
-                    self.objects.put_pointer(&current, digest).await?;
-                }
+                self.upload_tag(repo, tag, digest).await?;
             }
             if guard.holds(&self.objects) {
                 return Ok(Ended::Done);
             }
         }
         Ok(Ended::Swept)
+    }
+
+    async fn upload_tag(
+        &self,
+        repo: &RepoName,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), BucketError> {
+        let _lock = self.lock_tag(repo, tag).await;
+        // A later push has a later upload, which may have been faster.
+        if self.cache.hosts(repo) && self.cache.hosted_tag(repo, tag).await != Some(*digest) {
+            return Ok(());
+        }
+        let current = keys::tag_current(repo, tag);
+        if self.objects.names(&current, digest).await? {
+            return Ok(());
+        }
+        // The sweep finds a tag by this.
+        let index = keys::tag_index(repo, tag, digest);
+        self.objects.put_pointer(&index, digest).await?;
+        self.objects.put_pointer(&current, digest).await
     }
 
     /// Sees to it that the bucket has content that a link is about to rely on.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::index::{DeletionEpoch, Index};
 use super::manifest_cache::ManifestCache;
 use super::pins::PinList;
+use super::policy::HostedRole;
 use super::recent::Recent;
 use super::state::timestamp::Timestamp;
 use super::{CacheSettings, Upkeep};
@@ -89,7 +90,9 @@ impl Inner {
             return;
         };
         let mut hosted = self.settings.hosted.iter();
-        if !hosted.any(|policy| policy.has(&link.repo)) {
+        // What is removed before this server decides is a copy.
+        let decides = self.with(|index| index.hosted_role()) == HostedRole::Decides;
+        if !decides || !hosted.any(|policy| policy.has(&link.repo)) {
             return;
         }
         let (link, tags) = (link.clone(), tags.to_vec());

@@ -52,11 +52,11 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, ImagePattern, Manifest, RepoName, Tag};
-pub(crate) use crate::storage::KeyLocks;
 use crate::storage::Store;
 pub use crate::storage::{
     Content, Link, LinkKind, MAX_READ, Partial, Piece, Reader, Stage, StoreError, UploadFile,
 };
+pub(crate) use crate::storage::{KeyLock, KeyLocks};
 use crate::tasks::Tasks;
 
 pub use admission::{Admission, AdmitError};
@@ -72,7 +72,7 @@ pub use manifest_cache::{CachedManifest, ManifestMeta};
 pub use open::{CachedBlob, Opened, ReadMode};
 use partials::Partials;
 pub use pins::{Pin, PinError};
-pub use policy::{HostedPolicy, OverQuota, SpaceRequest, TtlPolicy};
+pub use policy::{HostedPolicy, HostedRole, OverQuota, SpaceRequest, TtlPolicy};
 use state::timestamp::Timestamp;
 use verify::Verifier;
 use work::deletion;
@@ -154,8 +154,8 @@ pub struct CacheSettings {
     /// a store that doesn't outlive the process either.
     pub state: Option<PathBuf>,
     pub upkeep: Upkeep,
-    /// Whether hosted content stays when its time is over, at first; see [`Cache::keep_hosted`].
-    pub keeps_hosted: bool,
+    /// At first; see [`Cache::set_hosted_role`].
+    pub hosted_role: HostedRole,
 }
 
 /// What the cache does to the store on its own.
@@ -186,7 +186,7 @@ impl CacheSettings {
             min_free: None,
             state: None,
             upkeep: Upkeep::Full,
-            keeps_hosted: false,
+            hosted_role: HostedRole::Decides,
         }
     }
 }
@@ -248,11 +248,13 @@ impl Cache {
             .await;
     }
 
-    /// Decides whether hosted content stays when its time is over: where another replica writes hosted
-    /// content, that one alone applies the rules of retention. What stayed is looked at again within an
-    /// hour after this ends. [`configure`](Self::configure) doesn't change it.
-    pub fn keep_hosted(&self, keeps: bool) {
-        self.inner.with(|index| index.keep_hosted(keeps));
+    /// Changes who decides which hosted content stays. [`configure`](Self::configure) doesn't change it.
+    /// Returns once the deadline and the order of eviction of each entry are right again.
+    pub async fn set_hosted_role(&self, role: HostedRole) {
+        if self.inner.with(|index| index.set_hosted_role(role)) {
+            let renew = |index: &mut Index, at| index.renew_deadlines(at, MAX_PAGE);
+            self.inner.pages(renew).await;
+        }
     }
 
     /// Whether something is cached under a first component of repositories' names. Waits for the index

@@ -124,11 +124,8 @@ impl Hosted {
         match self.0.cache.delete_hosted_blob(repo, digest).await {
             // Only the one that is here decides whether a manifest needs it.
             Deleted::Gone => self.unshare(repo, LinkKind::Layer, digest).await,
-            // An attempt whose request to the bucket failed is repeated so.
-            Deleted::Missing => {
-                self.unshare(repo, LinkKind::Layer, digest).await?;
-                Err(HostedError::NotFound)
-            }
+            // It may be in the bucket only, also because an earlier attempt has failed there.
+            Deleted::Missing => self.unshare_layer(repo, digest).await,
             Deleted::Referenced => Err(HostedError::Referenced),
         }
     }

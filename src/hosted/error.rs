@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::BodyError;
 use crate::bucket::BucketError;
@@ -9,6 +10,9 @@ use crate::cache::{Damaged, Full, NotReady, OverQuota, StoreError};
 use crate::oci::manifest::ManifestError;
 use crate::oci::{Classified, Digest, ErrorKind, Tag};
 use crate::workers::WorkLost;
+
+/// What a client is told to wait where a later attempt may succeed.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostedError {
@@ -62,6 +66,8 @@ pub enum HostedError {
     Store(Arc<StoreError>),
     #[error(transparent)]
     NotReady(#[from] NotReady),
+    #[error("what the repositories have in the bucket isn't known yet")]
+    Unknown,
     #[error("the bucket doesn't take the content")]
     Bucket(#[from] BucketError),
     #[error("too many manifests are pushed at the same time; try again")]
@@ -112,7 +118,9 @@ impl Classified for HostedError {
             Self::TooLarge { .. } | Self::OverQuota { .. } => ErrorKind::OverLimit,
             Self::Full(_) => ErrorKind::Full,
             Self::Store(error) if error.is_full() => ErrorKind::Full,
-            Self::NotReady(_) | Self::TooManyManifests | Self::Bucket(_) => ErrorKind::Busy,
+            Self::NotReady(_) | Self::TooManyManifests | Self::Bucket(_) | Self::Unknown => {
+                ErrorKind::Busy
+            }
             Self::Damaged(_) | Self::Store(_) | Self::Lost => ErrorKind::Internal,
         }
     }
@@ -128,6 +136,10 @@ impl Classified for HostedError {
             Self::Manifest(error) => crate::error_chain::on_one_line(error).into(),
             error => error.to_string().into(),
         }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        (self.kind() == ErrorKind::Busy).then_some(RETRY_AFTER)
     }
 
     fn missing_parts(&self) -> &[Digest] {

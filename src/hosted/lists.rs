@@ -10,6 +10,7 @@ use crate::oci::{Descriptor, Digest, ManifestType, Reference, RepoName, Tag};
 impl Hosted {
     /// All tags of a repository, in the order of their bytes.
     pub async fn tags(&self, repo: &RepoName) -> Result<Vec<Tag>, HostedError> {
+        self.listed_as_known().await?;
         let tags = self.0.cache.hosted_tags(repo).await;
         tags.ok_or(HostedError::UnknownRepository)
     }
@@ -21,6 +22,7 @@ impl Hosted {
         repo: &RepoName,
         subject: &Digest,
     ) -> Result<Vec<Arc<Descriptor>>, HostedError> {
+        self.listed_as_known().await?;
         let mut all = BTreeMap::new();
         for descriptor in self.listed(repo, subject).await {
             all.insert(descriptor.digest, descriptor);
@@ -49,6 +51,7 @@ impl Hosted {
 
     /// All hosted repositories that have something, sorted.
     pub async fn repositories(&self) -> Result<Vec<RepoName>, HostedError> {
+        self.listed_as_known().await?;
         Ok(self.0.cache.hosted_repositories().await?)
     }
 }

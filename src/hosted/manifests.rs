@@ -1,14 +1,15 @@
-//! Manifests: checked, stored, tagged, deleted.
+//! Manifests: read, stored, tagged, deleted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::parts::Parts;
 use super::sharing::Shared;
-use super::{Hosted, HostedError, Incomplete, MayPull, Pushed};
-use crate::cache::{CachedManifest, Deleted, Hold, LinkKind, ManifestPart, ManifestPush};
-use crate::oci::{Algorithm, Declared, Descriptor, Digest, Manifest, Reference, RepoName, Tag};
+use super::{Hosted, HostedError, MayPull, Pushed};
+use crate::cache::{CachedManifest, Deleted, LinkKind, ManifestPush};
+use crate::oci::{Algorithm, Declared, Digest, Manifest, Reference, RepoName, Tag};
 
 /// Content that a manifest may refer to.
 const MAX_REFERENCES: usize = 10_000;
@@ -27,6 +28,9 @@ impl Hosted {
     ) -> Result<Pushed, HostedError> {
         let (index, settings) = self.writable(repo)?;
         self.0.cache.ready().await?;
+        if self.is_shared() {
+            self.known().await?;
+        }
         let (digest, parsed) = self.read(reference, content_type, body.clone()).await?;
         let mut tags = tags.to_vec();
         if let Reference::Tag(tag) = reference {
@@ -39,7 +43,11 @@ impl Hosted {
             }
         }
         let target = (repo, index);
-        let (parts, holds) = self
+        let Parts {
+            here: parts,
+            holds,
+            elsewhere,
+        } = self
             .parts(target, &parsed, settings.incomplete, may_reuse)
             .await?;
         let subject = parsed.subject.as_ref().map(|subject| subject.digest);
@@ -52,6 +60,7 @@ impl Hosted {
             digest,
             content: body.clone(),
             parts: parts.clone(),
+            elsewhere,
             tags: tags.keys().cloned().collect(),
         };
         let push = ManifestPush {
@@ -60,6 +69,7 @@ impl Hosted {
             parsed,
             parts,
             tags,
+            ignores_quota: false,
         };
         let (hosted, repo) = (self.clone(), repo.clone());
         let store = async move {
@@ -73,7 +83,7 @@ impl Hosted {
     }
 
     /// Parses a manifest and computes its digest.
-    async fn read(
+    pub(super) async fn read(
         &self,
         reference: &Reference,
         content_type: Option<&str>,
@@ -102,94 +112,6 @@ impl Hosted {
             return Err(HostedError::InvalidManifest(text.into()));
         }
         Ok((digest, parsed))
-    }
-
-    /// Holds the parts of a manifest that its repository has, after linking those that are reused.
-    async fn parts(
-        &self,
-        (repo, index): (&RepoName, usize),
-        manifest: &Manifest,
-        incomplete: Incomplete,
-        may_reuse: &MayPull<'_>,
-    ) -> Result<(Vec<ManifestPart>, Vec<Hold>), HostedError> {
-        let mut parts: BTreeSet<ManifestPart> =
-            descriptors(manifest).map(|(part, _)| part).collect();
-        let mut reused = false;
-        loop {
-            let all: Vec<_> = parts.iter().copied().collect();
-            let (holds, missing) = self.0.cache.claim(repo, &all).await;
-            for part in &missing {
-                parts.remove(part);
-            }
-            let unusable = self.verify_parts(manifest, &parts).await?;
-            for part in &unusable {
-                parts.remove(part);
-            }
-            let missing: Vec<_> = missing.into_iter().chain(unusable).collect();
-            if !std::mem::replace(&mut reused, true)
-                && self.reuse((repo, index), &missing, may_reuse).await?
-            {
-                parts.extend(missing);
-                continue;
-            }
-            let needed = needed(manifest, &missing);
-            if incomplete == Incomplete::Refuse && !needed.is_empty() {
-                return Err(HostedError::PartsMissing(needed));
-            }
-            return Ok((parts.into_iter().collect(), holds));
-        }
-    }
-
-    /// The held parts whose content turns out to be damaged. Verifies what wasn't yet. The error is a
-    /// size that the manifest gives and that isn't the part's.
-    async fn verify_parts(
-        &self,
-        manifest: &Manifest,
-        parts: &BTreeSet<ManifestPart>,
-    ) -> Result<Vec<ManifestPart>, HostedError> {
-        let mut unusable = Vec::new();
-        let held: Vec<_> = descriptors(manifest)
-            .filter(|(part, _)| parts.contains(part))
-            .collect();
-        let digests: Vec<_> = held.iter().map(|((_, digest), _)| *digest).collect();
-        let stored = self.0.cache.stored_parts(&digests);
-        for ((part, descriptor), stored) in held.into_iter().zip(stored) {
-            let Some((size, verified)) = stored else {
-                unusable.push(part);
-                continue;
-            };
-            if !verified && self.0.cache.open_verified(&part.1).await.is_none() {
-                unusable.push(part);
-            } else if size != descriptor.size {
-                let (digest, said) = (part.1, descriptor.size);
-                let text = format!("{digest} has {size} bytes, and not {said}");
-                return Err(HostedError::InvalidManifest(text.into()));
-            }
-        }
-        Ok(unusable)
-    }
-
-    /// Links layers that mirrored repositories have. True when there were some.
-    async fn reuse(
-        &self,
-        (repo, index): (&RepoName, usize),
-        missing: &[ManifestPart],
-        may_reuse: &MayPull<'_>,
-    ) -> Result<bool, HostedError> {
-        if !self.settings(index)?.reuse {
-            return Ok(false);
-        }
-        let mut linked = false;
-        let layers = missing.iter().filter(|(kind, _)| *kind == LinkKind::Layer);
-        for (_, digest) in layers {
-            if self.is_reusable(digest, may_reuse) {
-                let (hosted, repo, digest) = (self.clone(), repo.clone(), *digest);
-                linked |= self
-                    .detached(async move { hosted.link((&repo, index), &digest).await })
-                    .await?;
-            }
-        }
-        Ok(linked)
     }
 
     /// A manifest of the repository.
@@ -266,31 +188,6 @@ fn immutable(tag: &Tag, digest: Digest) -> HostedError {
         tag: tag.clone(),
         digest: Box::new(digest),
     }
-}
-
-/// What a manifest refers to, other than its subject, each with how its repository links it: children of
-/// an index that aren't manifests by their media type (the layers of a build cache) are blobs.
-fn descriptors(manifest: &Manifest) -> impl Iterator<Item = (ManifestPart, &Descriptor)> {
-    let blobs = manifest.config.iter().chain(&manifest.blobs);
-    let blobs = blobs.map(|blob| ((LinkKind::Layer, blob.digest), blob));
-    let children = manifest.manifests.iter().map(|child| {
-        let kind = match Declared::from_media_type(&child.media_type) {
-            Declared::Manifest(_) | Declared::Schema1 => LinkKind::Revision,
-            Declared::Unknown => LinkKind::Layer,
-        };
-        ((kind, child.digest), child)
-    });
-    blobs.chain(children)
-}
-
-/// The missing parts that the repository has to have, in the order of the manifest.
-fn needed(manifest: &Manifest, missing: &[ManifestPart]) -> Vec<Digest> {
-    let missing: BTreeSet<_> = missing.iter().collect();
-    let mut named = BTreeSet::new();
-    let needed = descriptors(manifest).filter(|(part, descriptor)| {
-        missing.contains(part) && !descriptor.is_foreign() && named.insert(part.1)
-    });
-    needed.map(|((_, digest), _)| digest).collect()
 }
 
 /// Whether the type that a client sends a manifest as is the manifest's.

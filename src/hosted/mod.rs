@@ -4,8 +4,9 @@
 //! sessions, session   uploads: which there are, and who writes      blobs      read, mount, delete
 //! uploads             requests that write or finish an upload       manifests  check, keep, tag, delete
 //! feed, content       hash and write bytes as they arrive           leases     held for a manifest
-//! sharing             the bucket that replicas share
-//! settings, error, body                                             lists      tags, referrers
+//! sharing             what goes to the bucket                       parts      what a manifest refers to
+//! knowledge, adoption what is in the bucket and not known here      lists      tags, referrers
+//! settings, error, body
 //! ```
 //!
 //! The bytes of an upload go to a file of the store while they are hashed. A finished upload becomes
@@ -17,14 +18,17 @@
 //! was accepted is removed; a repository's content is served to callers of another one; an upstream
 //! is asked.
 
+mod adoption;
 mod blobs;
 mod body;
 mod content;
 mod error;
 mod feed;
+mod knowledge;
 mod leases;
 mod lists;
 mod manifests;
+mod parts;
 mod session;
 mod sessions;
 mod settings;
@@ -38,7 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, Charge, OverQuota, PushError, ReadMode};
@@ -48,6 +52,7 @@ use crate::tasks::Tasks;
 
 pub use body::{BodyError, Part, PushBody};
 pub use error::HostedError;
+use knowledge::Knowledge;
 use leases::Leases;
 use sessions::Sessions;
 pub use settings::{Incomplete, SpaceSettings, SyncMode};
@@ -75,6 +80,8 @@ struct Inner {
     cache: Cache,
     /// None where there is no bucket.
     sharing: Option<Sharing>,
+    /// Whether the index has all that is in the bucket.
+    knowledge: Arc<watch::Sender<Knowledge>>,
     clock: Clock,
     tasks: Tasks,
     spaces: Vec<SpaceSettings>,
@@ -94,8 +101,13 @@ impl Hosted {
         tasks: &Tasks,
         stop: &CancellationToken,
     ) -> Self {
+        let knowledge = match sharing {
+            None => Knowledge::Complete,
+            Some(_) => Knowledge::Reading,
+        };
         let hosted = Self(Arc::new(Inner {
             cache,
+            knowledge: Arc::new(watch::Sender::new(knowledge)),
             sharing,
             clock,
             tasks: tasks.clone(),
@@ -106,6 +118,14 @@ impl Hosted {
         }));
         if hosted.0.spaces.is_empty() {
             return hosted;
+        }
+        if let Some(sharing) = &hosted.0.sharing {
+            let (learner, sharing) = (hosted.clone(), sharing.clone());
+            let learn = move || {
+                let (learner, sharing) = (learner.clone(), sharing.clone());
+                async move { learner.follow_bucket(&sharing).await }
+            };
+            tasks.spawn_restarted("hosted content of the bucket", stop.clone(), learn);
         }
         let worker = hosted.clone();
         tasks.spawn_restarted("hosted", stop.clone(), move || {
@@ -130,6 +150,7 @@ impl Hosted {
         let Inner {
             cache,
             sharing,
+            knowledge,
             clock,
             tasks,
             spaces: _,
@@ -140,6 +161,7 @@ impl Hosted {
         Self(Arc::new(Inner {
             cache: cache.clone(),
             sharing: sharing.clone(),
+            knowledge: Arc::clone(knowledge),
             clock: *clock,
             tasks: tasks.clone(),
             spaces,
@@ -176,7 +198,8 @@ impl Hosted {
         if !space.delete {
             return Err(HostedError::DeleteDisabled(space.name.clone()));
         }
-        Ok(self.0.cache.ready().await?)
+        self.0.cache.ready().await?;
+        self.known().await
     }
 
     fn settings(&self, index: usize) -> Result<&SpaceSettings, HostedError> {

@@ -1,10 +1,12 @@
 //! The bucket that replicas share: what is pushed is in it, too.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Hosted, HostedError};
@@ -23,17 +25,31 @@ pub struct Sharing {
     /// Whether other replicas read from it, so that a success promises that it has the content. Otherwise
     /// the content is uploaded afterwards.
     pub is_promised: bool,
+    /// Whether this server is the one that writes what is hosted.
+    pub is_writer: watch::Receiver<bool>,
+    /// A random name for this server, unless it has one.
+    pub name: String,
+    /// Where that is kept over restarts; none for a store that doesn't outlive the process.
+    pub name_file: Option<PathBuf>,
 }
 
 /// A manifest that was pushed.
 pub(super) struct Shared {
     pub(super) digest: Digest,
     pub(super) content: Bytes,
+    /// Parts that are stored here.
     pub(super) parts: Vec<ManifestPart>,
+    /// Parts that are in the bucket only.
+    pub(super) elsewhere: Vec<ManifestPart>,
     pub(super) tags: Vec<Tag>,
 }
 
 impl Hosted {
+    /// Whether a bucket may have content of the repositories that isn't here.
+    pub fn has_bucket(&self) -> bool {
+        self.0.sharing.is_some()
+    }
+
     /// Whether other replicas have the same repositories, by a bucket.
     pub fn is_shared(&self) -> bool {
         self.0
@@ -42,18 +58,21 @@ impl Hosted {
             .is_some_and(|sharing| sharing.is_promised)
     }
 
-    /// What a tag names: by the bucket, where another replica may have been the writer before.
+    /// What a tag names: by the bucket, where another replica may have been the writer before, or where the
+    /// tag isn't known here.
     pub(super) async fn named(
         &self,
         repo: &RepoName,
         tag: &Tag,
     ) -> Result<Option<Digest>, HostedError> {
-        if let Some(sharing) = self.0.sharing.as_ref().filter(|_| self.is_shared())
-            && let Some(named) = sharing.bucket.tag(repo, tag).await?
-        {
-            return Ok(Some(named));
+        let here = self.0.cache.hosted_tag(repo, tag).await;
+        let Some(Sharing { bucket, .. }) = &self.0.sharing else {
+            return Ok(here);
+        };
+        if here.is_some() && !self.is_shared() {
+            return Ok(here);
         }
-        Ok(self.0.cache.hosted_tag(repo, tag).await)
+        Ok(bucket.tag(repo, tag).await?.or(here))
     }
 
     /// A blob is stored: it is to be in the bucket before its manifest is.
@@ -69,6 +88,7 @@ impl Hosted {
         let Some(Sharing {
             bucket,
             is_promised,
+            ..
         }) = &self.0.sharing
         else {
             return Ok(());
@@ -84,7 +104,22 @@ impl Hosted {
             pushed.tags.iter().map(Some).for_each(later);
             return Ok(());
         }
+        self.share_now(repo, pushed).await
+    }
+
+    /// Uploads a manifest that is stored, its parts and its tags.
+    pub(super) async fn share_now(
+        &self,
+        repo: &RepoName,
+        pushed: Shared,
+    ) -> Result<(), HostedError> {
+        let Some(Sharing { bucket, .. }) = &self.0.sharing else {
+            return Ok(());
+        };
         let sharing = async {
+            for (kind, digest) in &pushed.elsewhere {
+                bucket.check_linked(repo, *kind, digest).await?;
+            }
             for (kind, digest) in &pushed.parts {
                 bucket.share(repo, *kind, digest).await?;
             }
@@ -99,6 +134,23 @@ impl Hosted {
         report(repo, &pushed.digest, sharing).await
     }
 
+    /// Removes the link of a layer that isn't here from the bucket. No manifest refers to it.
+    pub(super) async fn unshare_layer(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<(), HostedError> {
+        let Some(Sharing { bucket, .. }) = &self.0.sharing else {
+            return Err(HostedError::NotFound);
+        };
+        let layer = (LinkKind::Layer, digest);
+        let is_needed = || self.0.cache.needs_layer(repo, digest);
+        let removing = bucket.unshare_unneeded(repo, layer, is_needed);
+        let was_there = timeout(PATIENCE, removing).await;
+        let was_there = was_there.unwrap_or(Err(BucketError::Late(PATIENCE)))?;
+        was_there.then_some(()).ok_or(HostedError::NotFound)
+    }
+
     /// Removes a link from the bucket.
     pub(super) async fn unshare(
         &self,
@@ -106,13 +158,11 @@ impl Hosted {
         kind: LinkKind,
         digest: &Digest,
     ) -> Result<(), HostedError> {
-        match &self.0.sharing {
-            None => Ok(()),
-            Some(sharing) => {
-                let removing = sharing.bucket.unshare(repo, kind, digest);
-                sharing.ends(report(repo, digest, removing).await)
-            }
-        }
+        let Some(Sharing { bucket, .. }) = &self.0.sharing else {
+            return Ok(());
+        };
+        let removing = bucket.unshare(repo, kind, digest);
+        report(repo, digest, removing).await
     }
 
     /// Removes a tag that names this digest from the bucket.
@@ -122,20 +172,11 @@ impl Hosted {
         tag: &Tag,
         named: &Digest,
     ) -> Result<(), HostedError> {
-        match &self.0.sharing {
-            None => Ok(()),
-            Some(sharing) => {
-                let removing = sharing.bucket.unshare_tag(repo, tag, None);
-                sharing.ends(report(repo, named, removing).await)
-            }
-        }
-    }
-}
-
-impl Sharing {
-    /// A failure is the client's only where other replicas rely on the bucket.
-    fn ends(&self, result: Result<(), HostedError>) -> Result<(), HostedError> {
-        if self.is_promised { result } else { Ok(()) }
+        let Some(Sharing { bucket, .. }) = &self.0.sharing else {
+            return Ok(());
+        };
+        let removing = bucket.unshare_tag(repo, tag, (named, false));
+        report(repo, named, removing).await
     }
 }
 

@@ -66,6 +66,16 @@ impl Pattern {
         (!self.0.contains('*')).then_some(self.0.as_str())
     }
 
+    /// The components before the first one with a `*`: all names that match are this one, or below it.
+    pub fn directory(&self) -> &str {
+        match self.0.split_once('*') {
+            None => &self.0,
+            Some((before, _)) => before
+                .rsplit_once('/')
+                .map_or("", |(directory, _)| directory),
+        }
+    }
+
     /// Whether the pattern matches the whole name. The number of steps is at most the product of the
     /// two lengths.
     pub fn matches(&self, name: &str) -> bool {
@@ -190,6 +200,11 @@ mod tests {
         ] {
             let parsed: Pattern = pattern.parse().unwrap();
             assert_eq!(parsed.matches(name), expected, "{pattern} {name}");
+            let rest = name.strip_prefix(parsed.directory());
+            let is_below = rest.is_some_and(|rest| {
+                parsed.directory().is_empty() || rest.is_empty() || rest.starts_with('/')
+            });
+            assert!(is_below || !expected, "{pattern} {name}");
         }
         assert_eq!("".parse::<Pattern>(), Err(PatternError::Length));
         assert_eq!("[a-z]".parse::<Pattern>(), Err(PatternError::Character));

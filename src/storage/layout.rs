@@ -157,6 +157,12 @@ impl Layout {
         self.own().join("uploads.json")
     }
 
+    /// The name by which this store's server notes in the bucket that it writes hosted repositories; belongs to
+    /// `hosted`.
+    pub fn hosted_writer(&self) -> PathBuf {
+        self.own().join("writer.json")
+    }
+
     /// Locked by the process that uses the store.
     pub fn lock(&self) -> PathBuf {
         self.own().join("lock")

@@ -68,7 +68,7 @@ pub use error::StoreError;
 #[cfg(test)]
 pub use faulty::FaultyStore;
 pub use fs::FsStore;
-pub(crate) use key_locks::KeyLocks;
+pub(crate) use key_locks::{KeyLock, KeyLocks};
 pub use layout::Layout;
 pub use memory::MemoryStore;
 pub use modes::Modes;

@@ -2,19 +2,19 @@
 
 use crate::harness::replicas::Replicas;
 use crate::harness::{ALWAYS, Registry, Reply, blob_path, digest, eventually, noise};
-use crate::replicas_hosted::client;
+use crate::replicas_hosted::{client, manifest_of};
 
-const V2: &str = "docker/registry/v2";
+pub(crate) const V2: &str = "docker/registry/v2";
 
 /// Replicas of hosted repositories, of which the first is the writer, and their bucket.
-async fn shared(count: usize, lines: &[&str]) -> (Replicas, Registry) {
+pub(crate) async fn shared(count: usize, lines: &[&str]) -> (Replicas, Registry) {
     let bucket = Registry::start().await;
     bucket.be_bucket("shared");
     let replicas = Replicas::hosted_with(count, lines, |setup| setup.bucket(&bucket)).await;
     (replicas, bucket)
 }
 
-fn tag_key(repo: &str, tag: &str) -> String {
+pub(crate) fn tag_key(repo: &str, tag: &str) -> String {
     format!("{V2}/repositories/{repo}/_manifests/tags/{tag}/current/link")
 }
 
@@ -91,7 +91,7 @@ async fn a_new_writer_reads_what_it_lacks_from_the_bucket() {
     writer.head("/v2/ci/app/manifests/1").await.expect(200, b"");
     bucket.put_object(&tag_key("ci/app", "1"), digest(&moved).to_string());
     writer.serves("/v2/ci/app/manifests/1", &moved).await;
-    let other = crate::replicas_hosted::manifest_of(&layer, &[], None);
+    let other = manifest_of(&layer, &[], None);
     let refused = client(&after, 0).put_manifest("ci/app", "v1", &other).await;
     refused.refused(409, "DENIED");
 }
@@ -107,7 +107,7 @@ async fn a_push_that_the_bucket_does_not_take_has_no_success() {
     );
     let config = noise(7, 100);
     let blob = client(&replicas, 1);
-    let manifest = crate::replicas_hosted::manifest_of(&config, &[], None);
+    let manifest = manifest_of(&config, &[], None);
     blob.push_blob("ci/app", &config).await;
     let refused = blob.put_manifest("ci/app", "1", &manifest).await;
     assert_eq!(refused.status, 503);

@@ -444,10 +444,10 @@ async fn a_hosted_blob_is_redirected_while_it_is_there() {
     let m = m.bucket_with(&bucket, shared).start().await;
     let p = Pusher::over(m).await;
     let blob = noise(1, MIB);
-    put(&bucket, "ci/app", "_layers", &blob);
     let path = blob_path("ci/app", &blob);
     p.m.get(&path).await.refused(404, "BLOB_UNKNOWN");
     p.blob("ci/app", &blob).await;
+    uploaded(&p.m).await;
     follow(&p.m.get(&path).await, None).await.expect(200, &blob);
     p.ask(&format!("DELETE {path}")).await.expect(202, b"");
     p.m.get(&path).await.refused(404, "BLOB_UNKNOWN");

@@ -22,6 +22,7 @@ mod api;
 mod auth;
 mod blobs;
 mod bucket;
+mod bucket_adopted;
 mod bucket_hosted;
 mod bucket_redirect;
 mod bundles;

@@ -48,6 +48,15 @@ pub(crate) fn manifest_of(config: &Bytes, layers: &[Bytes], subject: Option<&Byt
     manifest.to_string().into()
 }
 
+/// An index of image manifests.
+pub(crate) fn index_of(manifests: &[&Bytes]) -> Bytes {
+    let descriptor = |bytes: &&Bytes| json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest(bytes).to_string(), "size": bytes.len()});
+    let manifests: Vec<_> = manifests.iter().map(descriptor).collect();
+    let index =
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests});
+    index.to_string().into()
+}
+
 impl Client<'_> {
     fn mirror(&self) -> &Mirror {
         let index = self.next.get() % self.replicas.mirrors.len();
@@ -111,8 +120,18 @@ impl Client<'_> {
     }
 
     async fn manifest(&self, repo: &str, reference: &str, manifest: &Bytes) -> Answer {
+        self.put(repo, reference, media_type::OCI_MANIFEST, manifest)
+            .await
+    }
+
+    pub(crate) async fn put_index(&self, repo: &str, reference: &str, index: &Bytes) -> Answer {
+        self.put(repo, reference, media_type::OCI_INDEX, index)
+            .await
+    }
+
+    async fn put(&self, repo: &str, reference: &str, kind: &str, manifest: &Bytes) -> Answer {
         let line = format!("PUT {}/v2/{repo}/manifests/{reference}", self.prefix);
-        let kind = [("content-type", media_type::OCI_MANIFEST)];
+        let kind = [("content-type", kind)];
         self.send(&line, &kind, manifest.clone()).await
     }
 

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use futures_util::TryStreamExt as _;
 
-use super::names;
 use super::patience::patiently;
 use super::rows::{Row, Rows};
 use crate::bucket::client::Objects;
 use crate::bucket::day::Day;
 use crate::bucket::error::BucketError;
-use crate::bucket::keys;
+use crate::bucket::{keys, names};
 use crate::oci::Algorithm;
 
 /// All rows, and how many objects were something else.

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::names;
 use super::patience::patiently;
 use crate::bucket::client::Objects;
 use crate::bucket::error::BucketError;
-use crate::bucket::keys;
+use crate::bucket::{keys, names};
 use crate::oci::Algorithm;
 
 /// How long an upload in parts may take.

@@ -8,11 +8,11 @@ use futures_util::TryStreamExt as _;
 
 use super::IsHosted;
 use super::marks::{MAX_MARKED, Marks};
-use super::names::{self, Name};
 use super::rows::{DELETED, DUE, Facts, Found, HOSTED, LINKED, MANIFEST, Place, Rows};
 use crate::bucket::client::{Object, Objects};
 use crate::bucket::error::BucketError;
 use crate::bucket::keys;
+use crate::bucket::names::{self, Name};
 use crate::cache::LinkKind;
 use crate::oci::{Digest, RepoName, Tag};
 

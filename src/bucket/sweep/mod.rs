@@ -32,7 +32,6 @@ mod blobs;
 mod leftovers;
 mod links;
 mod marks;
-mod names;
 mod patience;
 mod record;
 mod references;

@@ -1,5 +1,6 @@
 //! Tests of the bucket over one in memory: uses, the sweep, and who writes links meanwhile.
 
+mod hosted;
 mod interleavings;
 mod keeping;
 mod orders;
@@ -39,11 +40,15 @@ const TTL: Duration = Duration::from_hours(30 * 24);
 
 /// A cache whose wall clock begins at a moment.
 fn cache(wall: SystemTime) -> Cache {
+    cache_with(wall, CacheSettings::unlimited())
+}
+
+fn cache_with(wall: SystemTime, settings: CacheSettings) -> Cache {
     Cache::start(
         Arc::new(MemoryStore::new()),
         Arc::new(Metrics::new()),
         Clock::starting_at(wall),
-        CacheSettings::unlimited(),
+        settings,
         &Tasks::new(),
         &tokio_util::sync::CancellationToken::new(),
     )

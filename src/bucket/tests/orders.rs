@@ -202,7 +202,8 @@ impl Runner {
         }
     }
 
-    async fn sleep(&mut self) {
+    /// Lets time pass until something happens. `history` is what was done before.
+    async fn sleep(&mut self, history: &[String]) {
         for (step, times) in STEPS {
             for _ in 0..times {
                 tokio::time::advance(step).await;
@@ -212,7 +213,7 @@ impl Runner {
                 }
             }
         }
-        panic!("an actor sleeps for ever");
+        panic!("an actor sleeps for ever after\n{}", history.join("\n"));
     }
 }
 
@@ -235,7 +236,7 @@ pub(super) async fn run_until(actor: (Arc<Actor>, Running), requests: usize) -> 
         match runner.standing {
             Standing::Done => return true,
             Standing::Blocked => panic!("nobody is there to wait for"),
-            Standing::Sleeps => runner.sleep().await,
+            Standing::Sleeps => runner.sleep(&[]).await,
             Standing::Waits if sent == requests => return false,
             Standing::Waits => {
                 sent += 1;
@@ -275,7 +276,7 @@ pub(super) async fn run(
             }
             Step::Sleep => {
                 history.push(format!("{at}: sleeps"));
-                runners[at].sleep().await;
+                runners[at].sleep(&history).await;
             }
         }
         for other in (0..runners.len()).filter(|other| *other != at) {

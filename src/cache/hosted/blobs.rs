@@ -81,6 +81,14 @@ impl Cache {
         self.inner.with(|index| index.stored_parts(digests))
     }
 
+    /// Whether a hosted repository links a layer, or a manifest of it refers to the layer, as far as the index
+    /// knows.
+    pub fn needs_layer(&self, repo: &RepoName, digest: &Digest) -> bool {
+        let link = (repo, LinkKind::Layer, digest);
+        let needs = |index: &mut Index| index.has_link(link) || index.refers_to(repo, digest);
+        self.inner.with(needs)
+    }
+
     /// Removes a blob from a hosted repository, unless a manifest of it refers to the blob.
     pub async fn delete_hosted_blob(&self, repo: &RepoName, digest: &Digest) -> Deleted {
         let link = (repo, LinkKind::Layer, digest);

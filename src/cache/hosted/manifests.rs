@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Damaged, Deleted, PushError};
+use super::{Charge, Damaged, Deleted, PushError};
 use crate::cache::index::{Claim, Index, ManifestPart};
-use crate::cache::{Cache, CachedManifest, Hold};
+use crate::cache::{Cache, CachedManifest, Hold, OverQuota};
 use crate::oci::{Descriptor, Digest, Manifest, RepoName, Tag};
 use crate::storage::{Link, LinkKind, StoreError, Tagging};
 
@@ -24,6 +24,8 @@ pub struct ManifestPush {
     pub parts: Vec<ManifestPart>,
     /// The tags that shall name it, each with whether it must not be taken from another manifest.
     pub tags: BTreeMap<Tag, bool>,
+    /// Whether it is stored even where its space has no bytes left.
+    pub ignores_quota: bool,
 }
 
 impl Cache {
@@ -60,7 +62,7 @@ impl Cache {
         let hold = self.hold(&digest).await;
         let manifest = CachedManifest::new(digest, push.bytes, push.parsed);
         let size = manifest.meta.size;
-        let charge = self.charge_needed(space, &digest, size)?;
+        let charge = self.charge_manifest(space, (&digest, size), push.ignores_quota)?;
         let reservation = self.reserve(size).await?;
         let _arriving = self.arriving(&digest, repo);
         // One that is there stays when it has the size: it must be right.
@@ -106,6 +108,18 @@ impl Cache {
         Ok(())
     }
 
+    fn charge_manifest(
+        &self,
+        space: usize,
+        (digest, size): (&Digest, u64),
+        ignores_quota: bool,
+    ) -> Result<Charge, OverQuota> {
+        if ignores_quota {
+            return Ok(self.charge_existing(space, size));
+        }
+        self.charge_needed(space, digest, size)
+    }
+
     /// Makes a manifest that is linked durable with its parts, then its tags.
     async fn publish(
         &self,
@@ -137,6 +151,12 @@ impl Cache {
             return Ok(None);
         }
         self.any_manifest(digest).await.map(Some).ok_or(Damaged)
+    }
+
+    /// Whether a hosted repository has a manifest, as far as the index knows. No use.
+    pub fn has_hosted_manifest(&self, repo: &RepoName, digest: &Digest) -> bool {
+        let link = (repo, LinkKind::Revision, digest);
+        self.inner.with(|index| index.has_link(link))
     }
 
     /// Removes a manifest from a hosted repository. Its tags must be gone.

@@ -13,7 +13,7 @@ use super::quota::SpaceBytes;
 use super::slab::Id;
 use super::values::{Blob, Entry, HostedRepo, LinkState, Repo, counted};
 use crate::cache::CacheSettings;
-use crate::cache::policy::HostedPolicy;
+use crate::cache::policy::{HostedPolicy, HostedRole};
 use crate::cache::state::timestamp::Timestamp;
 use crate::oci::RepoName;
 use crate::storage::LinkKind;
@@ -34,15 +34,14 @@ pub(super) struct HostedSpaces {
     pub(super) lost: HashSet<Id<Blob>>,
     /// Manifests of hosted repositories that couldn't be read: what they refer to isn't known.
     pub(super) opaque: HashSet<Id<Blob>>,
-    /// Nothing expires: another replica decides what is kept.
-    keeps_all: bool,
+    role: HostedRole,
 }
 
 impl HostedSpaces {
     pub(super) fn new(settings: &CacheSettings) -> Self {
         Self {
             bytes: vec![SpaceBytes::default(); settings.hosted.len()],
-            keeps_all: settings.keeps_hosted,
+            role: settings.hosted_role,
             ..Self::default()
         }
     }
@@ -210,15 +209,22 @@ impl Index {
         Some((children.fold(entry.last_use, Timestamp::max), span))
     }
 
-    pub(crate) fn keep_hosted(&mut self, keeps: bool) {
-        self.hosted.keeps_all = keeps;
+    /// Who decides which hosted content stays.
+    pub(crate) fn hosted_role(&self) -> HostedRole {
+        self.hosted.role
+    }
+
+    /// False where it doesn't change. The entries are at their old deadlines until
+    /// [`renew_deadlines`](Self::renew_deadlines) has seen them.
+    pub(crate) fn set_hosted_role(&mut self, role: HostedRole) -> bool {
+        std::mem::replace(&mut self.hosted.role, role) != role
     }
 
     /// When a due link is looked at again, in seconds, if a rule keeps it.
     pub(super) fn kept_until(&self, id: Id<Entry>, now: u32) -> Option<u32> {
         let entry = self.entries.get(id);
         let policy = self.policy(entry.repo)?;
-        let keeps = self.hosted.keeps_all
+        let keeps = self.hosted.role != HostedRole::Decides
             || match entry.kind {
                 LinkKind::Layer => self.has_unknown_references(entry.repo),
                 LinkKind::Revision => self.is_kept_by_rule(entry, policy),
@@ -266,13 +272,14 @@ impl Index {
         }
         let mut order = 0;
         for (_, entry) in self.entries_of(id) {
-            // A copy of what another replica keeps in the bucket is evicted like any other.
-            let policy = self.policy(entry.repo).filter(|_| !self.hosted.keeps_all);
-            if let Some(policy) = policy {
-                if !policy.evictable {
-                    return None;
-                }
-                order = AFTER_MIRRORED;
+            let Some(policy) = self.policy(entry.repo) else {
+                continue;
+            };
+            match self.hosted.role {
+                HostedRole::Decides if policy.evictable => order = AFTER_MIRRORED,
+                HostedRole::Decides | HostedRole::Learns => return None,
+                // Another replica keeps it in the bucket.
+                HostedRole::Copies => {}
             }
         }
         Some(order)

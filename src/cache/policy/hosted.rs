@@ -4,6 +4,18 @@ use std::time::Duration;
 
 use crate::oci::{Pattern, RepoName, Tag};
 
+/// Who decides which hosted content stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostedRole {
+    /// This server, by its rules.
+    #[default]
+    Decides,
+    /// This server, once it knows all that there is. Until then everything stays.
+    Learns,
+    /// Another replica: nothing expires, and the copies are evicted like what is mirrored.
+    Copies,
+}
+
 /// What is kept of the hosted repositories whose names match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostedPolicy {

@@ -11,7 +11,7 @@ use crate::oci::RepoName;
 
 use super::state::file::Origin;
 use super::state::timestamp::Timestamp;
-pub use hosted::{HostedPolicy, OverQuota};
+pub use hosted::{HostedPolicy, HostedRole, OverQuota};
 pub use space::SpaceRequest;
 pub(super) use space::{Decision, Space};
 

@@ -144,7 +144,7 @@ async fn nothing_expires_where_another_replica_decides_that() {
         })
     };
     let rig = Rig::with(rules()).await;
-    rig.cache.keep_hosted(true);
+    rig.cache.set_hosted_role(HostedRole::Copies).await;
     let digest = rig.push("v1", &["layer"]).await;
     rig.put("loose").await;
     let has = async || {
@@ -158,7 +158,7 @@ async fn nothing_expires_where_another_replica_decides_that() {
     rig.cache.configure(settings(&[rules()])).await;
     rig.pass(DAY).await;
     assert!(has().await);
-    rig.cache.keep_hosted(false);
+    rig.cache.set_hosted_role(HostedRole::Decides).await;
     rig.pass(HOUR).await;
     rig.pass(HOUR).await;
     assert!(!has().await);
@@ -243,6 +243,31 @@ async fn evictable_content_goes_after_mirrored_content() {
     rig.cache.settled().await;
     assert!(!rig.has(&"h".repeat(400)).await && rig.has(&"j".repeat(450)).await);
     rig.cache.check_index();
+}
+
+/// The bucket must not lose what was a copy here.
+#[tokio::test(start_paused = true)]
+async fn only_who_decides_evicts_more_than_copies() {
+    for (role, is_evicted, is_told) in [
+        (HostedRole::Decides, true, true),
+        (HostedRole::Copies, true, false),
+        (HostedRole::Learns, false, false),
+    ] {
+        let rig = capped(true).await;
+        let mut losses = rig.cache.losses().unwrap();
+        let hosted = "h".repeat(600);
+        rig.put(&hosted).await;
+        rig.pass(HOUR).await;
+        rig.cache.set_hosted_role(role).await;
+        rig.cache.check_index();
+        let (next, repo) = ("n".repeat(450), app());
+        let (digest, mut body) = (sha256(&next), Script::of(&next));
+        let pushing = rig.hosted.put_blob(&repo, &digest, Some(450), &mut body);
+        assert_eq!(pushing.await.is_ok(), is_evicted, "{role:?}");
+        rig.cache.settled().await;
+        assert_eq!(rig.has(&hosted).await, !is_evicted, "{role:?}");
+        assert_eq!(losses.try_recv().is_ok(), is_told, "{role:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

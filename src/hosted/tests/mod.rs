@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::*;
-use crate::cache::{CacheSettings, HostedPolicy, TtlPolicy};
+use crate::cache::{CacheSettings, HostedPolicy, HostedRole, TtlPolicy};
 use crate::oci::{Algorithm, Reference, Tag, UploadId};
 use crate::storage::faulty::Operation;
 use crate::storage::{FaultyStore, FsStore, Link, LinkKind, MemoryStore, Store};

@@ -174,12 +174,19 @@ impl HostedHandlers {
             _ => return Err(HostedError::NotHosted.into()),
         };
         if let Err(CallError::Hosted(HostedError::NotFound)) = &found
-            && self.hosted().is_shared()
+            && self.may_be_in_bucket(action)
             && let Some(found) = Box::pin(self.read_bucket(action, call)).await?
         {
             return Ok(found);
         }
         found
+    }
+
+    /// Whether the bucket may have what isn't here: of other replicas all, else layers only, because which
+    /// manifests there are is known.
+    fn may_be_in_bucket(&self, action: &Action) -> bool {
+        let hosted = self.hosted();
+        hosted.is_shared() || (hosted.has_bucket() && matches!(action, Action::Blob { .. }))
     }
 
     /// Carries out what writes, or is about an upload. The caller's right comes before the body.

@@ -1,0 +1,213 @@
+//! What the bucket has of hosted repositories and this server doesn't know: another replica was their writer,
+//! the disk is a new one, or a reference registry has filled the bucket.
+//!
+//! ```text
+//! writer? ─► read the bucket's links and tags ─► adopt manifests and tags ─► note the writer ─► rules
+//!               fails: again, after a pause                                                  └► again each day
+//! ```
+//!
+//! A writer removes what its rules tell, and accepts manifests of parts that it has. For both it has to know
+//! all manifests: until it does, its rules remove nothing. The bucket notes which server was the last to write
+//! (by a random name that is kept on its disk). Where it was another one, what that one has removed is forgotten
+//! here, and manifests, deletions and lists wait until that is done. Layers stay in the bucket until they are asked
+//! for.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::adoption::{AdoptionError, Before};
+use super::sharing::Sharing;
+use super::{Hosted, HostedError};
+use crate::cache::HostedRole;
+use crate::error_chain::on_one_line;
+use crate::kept_file;
+use crate::oci::{Digest, Pattern, RepoName};
+
+/// How often the bucket is read by a server that stays the writer.
+const AGAIN: Duration = Duration::from_hours(24);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// How long reading may take.
+const PATIENCE: Duration = Duration::from_hours(4);
+/// How long a request waits for it.
+const REQUEST_WAITS: Duration = Duration::from_secs(30);
+/// How long deletions of copies are waited for.
+const COPIES_GO: Duration = Duration::from_secs(30);
+/// How long an unneeded layer stays in the bucket at least: a client may have found it, and be about to push its
+/// manifest.
+const LAYERS_STAY: Duration = Duration::from_hours(24);
+/// Bytes of the file with this server's name, at most.
+const MAX_NAME_FILE: u64 = 4096;
+
+/// Whether the index has all that hosted repositories have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Knowledge {
+    Complete,
+    Reading,
+    /// The last attempt to read the bucket has failed.
+    Failed,
+}
+
+/// This server's name, in its file.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Name {
+    name: String,
+}
+
+impl Hosted {
+    // --- For requests --------------------------------------------------------------------------
+
+    /// Waits until all that there is is known, by which deletions go, and pushes of manifests where
+    /// another replica may have been the writer.
+    pub(super) async fn known(&self) -> Result<(), HostedError> {
+        match self.knowledge().await {
+            Knowledge::Complete => Ok(()),
+            Knowledge::Reading | Knowledge::Failed => Err(HostedError::Unknown),
+        }
+    }
+
+    /// The same for lists, which have what is known where the bucket can't be read.
+    pub(super) async fn listed_as_known(&self) -> Result<(), HostedError> {
+        match self.knowledge().await {
+            Knowledge::Complete | Knowledge::Failed => Ok(()),
+            Knowledge::Reading => Err(HostedError::Unknown),
+        }
+    }
+
+    async fn knowledge(&self) -> Knowledge {
+        let mut knowledge = self.0.knowledge.subscribe();
+        let known = knowledge.wait_for(|known| *known != Knowledge::Reading);
+        match timeout(REQUEST_WAITS, known).await {
+            Ok(Ok(known)) => *known,
+            Ok(Err(_)) | Err(_) => Knowledge::Reading,
+        }
+    }
+
+    // --- The task ------------------------------------------------------------------------------
+
+    /// Learns what the bucket has when this server becomes the writer, and each day. Doesn't end.
+    pub(super) async fn follow_bucket(&self, sharing: &Sharing) {
+        let mut is_writer = sharing.is_writer.clone();
+        loop {
+            let writes = *is_writer.borrow_and_update();
+            let role = if writes {
+                HostedRole::Learns
+            } else {
+                HostedRole::Copies
+            };
+            self.0.knowledge.send_replace(Knowledge::Reading);
+            self.0.cache.set_hosted_role(role).await;
+            tokio::select! {
+                () = self.learn_daily(sharing), if writes => {}
+                () = changed(&mut is_writer) => {}
+            }
+        }
+    }
+
+    async fn learn_daily(&self, sharing: &Sharing) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let learnt = timeout(PATIENCE, self.learn(sharing)).await;
+            let Err(error) = learnt.unwrap_or(Err(AdoptionError::Late)) else {
+                sleep(AGAIN).await;
+                pause = FIRST_PAUSE;
+                continue;
+            };
+            tracing::warn!(error = %on_one_line(&error), again_in = ?pause, "can't learn what hosted repositories have in the bucket; until then, no rule removes any of it");
+            self.0.knowledge.send_if_modified(|known| {
+                let fails = *known == Knowledge::Reading;
+                if fails {
+                    *known = Knowledge::Failed;
+                }
+                fails
+            });
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn learn(&self, sharing: &Sharing) -> Result<(), AdoptionError> {
+        let cache = &self.0.cache;
+        cache.ready().await.map_err(HostedError::from)?;
+        let (bucket, name) = (&sharing.bucket, self.name(sharing).await?);
+        let before = match bucket.hosted_writer().await? {
+            Some(noted) if noted == name => Before::This,
+            Some(_) if sharing.is_promised => Before::Another,
+            // Where a server that works alone has lost its disk, nothing was removed elsewhere.
+            Some(_) | None => Before::Nobody,
+        };
+        if before == Before::This {
+            self.0.knowledge.send_replace(Knowledge::Complete);
+        }
+        let patterns = self.patterns();
+        let there = bucket.inventory(&patterns).await?;
+        let unreadable = self.learn_manifests(bucket, before, &there).await?;
+        if before == Before::Another {
+            self.forget(&there).await?;
+            bucket.forget_shared();
+        }
+        self.0.knowledge.send_replace(Knowledge::Complete);
+        if before == Before::Nobody {
+            self.share_all(&there).await?;
+        }
+        if before != Before::This {
+            bucket.set_hosted_writer(&name).await?;
+        }
+        if unreadable > 0 {
+            return Err(AdoptionError::Unreadable(unreadable));
+        }
+        // What is removed from now on is removed from the bucket, too.
+        let settled = timeout(COPIES_GO, cache.settled()).await;
+        settled.map_err(|_elapsed| AdoptionError::Busy)?;
+        cache.set_hosted_role(HostedRole::Decides).await;
+        let age = |repo: &RepoName| {
+            let grace = self.space(repo).map(|(_, space)| space.policy.grace);
+            grace.unwrap_or(Duration::MAX).max(LAYERS_STAY)
+        };
+        let is_needed = |repo: &RepoName, digest: &Digest| cache.needs_layer(repo, digest);
+        let removing = bucket.remove_unneeded_layers(&patterns, age, is_needed);
+        let removed = removing.await?;
+        tracing::info!(repositories = there.len(), removed, before = ?before, "it is known what hosted repositories have in the bucket; links of layers without a manifest were removed");
+        Ok(())
+    }
+
+    fn patterns(&self) -> Vec<&Pattern> {
+        let spaces = self.0.spaces.iter();
+        spaces
+            .flat_map(|space| &space.policy.repositories)
+            .collect()
+    }
+
+    /// The name of this server, the same as long as its store.
+    async fn name(&self, sharing: &Sharing) -> Result<String, AdoptionError> {
+        let Some(path) = sharing.name_file.clone() else {
+            return Ok(sharing.name.clone());
+        };
+        let new = sharing.name.clone();
+        let reading = tokio::task::spawn_blocking(move || kept_name(&path, new));
+        let read = reading.await.map_err(|_lost| HostedError::Lost)?;
+        read.map_err(AdoptionError::Name)
+    }
+}
+
+/// Returns when the value has changed.
+async fn changed(of: &mut watch::Receiver<bool>) {
+    if of.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The name in the file, which gets this one where it has none.
+fn kept_name(path: &Path, new: String) -> std::io::Result<String> {
+    let kept: Name = kept_file::read_or_default(path, MAX_NAME_FILE)?;
+    if !kept.name.is_empty() {
+        return Ok(kept.name);
+    }
+    let kept = Name { name: new };
+    kept_file::replace(path, &kept)?;
+    Ok(kept.name)
+}
