@@ -68,6 +68,7 @@ bucket_client() {
   quietly "${client}_wipe"
   pull_all "$client" "led to the bucket" "${images[@]}"
   check "bucket: $client: it was led there" [ "$(metric millpond_bucket_redirects_total)" -gt 0 ]
+  check "bucket: $client: no large layer passed through the mirror" bucket_gave_little
   millpond_stop
 }
 
@@ -145,6 +146,13 @@ bucket_is_uploaded() {
 bucket_gave() {
   [ "$(metric millpond_source_received_bytes_total 'source="bucket"')" -gt 1000 ] &&
     same "bytes of upstreams" 0 "$(metric millpond_source_received_bytes_total 'source="upstream"')"
+}
+
+bucket_gave_little() {
+  local bytes
+  bytes=$(metric millpond_source_received_bytes_total 'source="bucket"')
+  # A tenth of the smallest one.
+  [ "$bytes" -lt 400000 ] || die "the mirror read $bytes bytes"
 }
 
 bucket_distribution() {
