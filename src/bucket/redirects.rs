@@ -84,6 +84,12 @@ impl Redirects {
         self.permits_private
     }
 
+    /// Whether a client is redirected for all that the bucket has, however many bodies are being sent.
+    /// `is_private`: not every caller may pull what it pulls.
+    pub const fn are_certain(&self, is_private: bool) -> bool {
+        self.above.is_none() && (!is_private || self.permits_private)
+    }
+
     /// Counts a body that is to be sent, until it has been. None: the client is to be redirected, if that is
     /// possible.
     pub fn admit(&self) -> Option<InFlight> {

@@ -8,7 +8,8 @@
 //!
 //! What must never happen: a client waits for this, or fails because of it; a manifest is used for a
 //! repository that doesn't have it; a layer is fetched that an upstream isn't to be asked for, that
-//! is of a platform nobody pulls, or for which something would have to be evicted.
+//! is of a platform nobody pulls, that clients get from the bucket, or for which something would have to be
+//! evicted.
 
 mod ledger;
 mod session;
@@ -293,6 +294,7 @@ impl Mirror {
         if over
             || !self.can_fetch_ahead(layer.size)
             || !self.is_missing(&image.target, &digest).await
+            || self.gets_from_bucket(&image.target, digest).await
         {
             return;
         }

@@ -46,6 +46,35 @@ impl Mirror {
         ranges: Option<&Requested>,
     ) -> Option<HeaderValue> {
         let bucket = self.bucket.as_ref()?;
+        let redirect = self.redirect_whole(bucket, stored, digest).await?;
+        // Stores differ in what they make of other ranges.
+        let is_answered = ranges.is_none_or(|ranges| {
+            ranges.is_single() && matches!(ranges.resolve(redirect.size), Resolved::One(_))
+        });
+        if !is_answered {
+            return None;
+        }
+        // Evictions follow the demand: what is cached is what serves clients while the bucket fails.
+        self.cache.used_if_linked(stored, LinkKind::Layer, &digest);
+        bucket.on_redirect(&digest);
+        Some(redirect.location)
+    }
+
+    /// Whether the client gets this blob from the bucket. No use of it.
+    pub(super) async fn gets_from_bucket(&self, target: &Target, digest: Digest) -> bool {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| target.is_redirected) else {
+            return false;
+        };
+        let redirect = self.redirect_whole(bucket, &target.stored, digest).await;
+        redirect.is_some()
+    }
+
+    async fn redirect_whole(
+        &self,
+        bucket: &Arc<Bucket>,
+        stored: &RepoName,
+        digest: Digest,
+    ) -> Option<Redirect> {
         let described = self.sizes.get(&digest);
         if described.is_some_and(|size| size < MIN_REDIRECTED) {
             return None;
@@ -57,17 +86,7 @@ impl Mirror {
         };
         // Whoever reads an object of another size sets it aside.
         let is_right = described.is_none_or(|size| size == redirect.size);
-        // Stores differ in what they make of other ranges.
-        let is_answered = ranges.is_none_or(|ranges| {
-            ranges.is_single() && matches!(ranges.resolve(redirect.size), Resolved::One(_))
-        });
-        if !is_right || !is_answered {
-            return None;
-        }
-        // Evictions follow the demand: what is cached is what serves clients while the bucket fails.
-        self.cache.used_if_linked(stored, LinkKind::Layer, &digest);
-        bucket.on_redirect(&digest);
-        Some(redirect.location)
+        is_right.then_some(redirect)
     }
 
     /// Asks the bucket, once for all clients that wait.

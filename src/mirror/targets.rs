@@ -31,6 +31,8 @@ pub struct Target {
     pub stored: RepoName,
     /// Whether another replica asks, which must not wait for a third.
     pub from_peer: bool,
+    /// Whether the client is redirected to the bucket for all that it can get there.
+    pub is_redirected: bool,
 }
 
 impl Upstreams {
@@ -100,6 +102,7 @@ impl Upstreams {
             repo,
             stored: stored.clone(),
             from_peer: false,
+            is_redirected: false,
         })
     }
 
@@ -220,6 +223,7 @@ impl Upstreams {
             repo,
             stored,
             from_peer: false,
+            is_redirected: false,
         })
     }
 }

@@ -16,6 +16,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::Request;
 use http::header::{CONNECTION, HeaderValue};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -248,10 +249,12 @@ impl<H: Handler> Server<H> {
         let is_last = || progress.is_draining();
         let service = service_fn(|request: Request<Incoming>| {
             progress.head_complete();
+            let has_body = !request.body().is_end_stream();
+            let receiving = has_body.then(|| progress.body_begins());
             let (handler, peer, files) = (Arc::clone(&self.handler), peer.clone(), files.clone());
             async move {
                 // Made here: a future that is made before has its memory twice in this one.
-                let request = request.map(RequestBody::Http1);
+                let request = request.map(|body| RequestBody::Http1(body, receiving));
                 let mut response = handler.handle(request, peer).await;
                 if is_last() {
                     response.headers_mut().insert(CONNECTION, CLOSE);

@@ -104,9 +104,12 @@ impl Handlers {
         name: &RepoName,
         wanted: (Permission, Option<&Reference>),
     ) -> Result<Target, CallError> {
-        let target = call.target(&self.mirror, &self.access, name, wanted)?;
+        let mut target = call.target(&self.mirror, &self.access, name, wanted)?;
         if let Some(hosted) = &self.hosted {
             hosted.permits_mirroring(&target.stored)?;
+        }
+        if let Some(redirects) = self.mirror.redirects() {
+            target.is_redirected = redirects.are_certain(self.is_private(&target));
         }
         Ok(target)
     }

@@ -12,6 +12,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::body::Body;
+use super::socket::ReceivingBody;
 use crate::auth::Certificate;
 
 /// Answers requests.
@@ -52,7 +53,8 @@ impl Peer {
 pub enum RequestBody {
     /// That of a request that no client sent.
     Empty,
-    Http1(Incoming),
+    /// Where a body follows the head, with what says so to the socket.
+    Http1(Incoming, Option<ReceivingBody>),
     Http2(h2::RecvStream),
 }
 
@@ -73,7 +75,7 @@ impl RequestBody {
         loop {
             let bytes = match self {
                 Self::Empty => None,
-                Self::Http1(incoming) => {
+                Self::Http1(incoming, _) => {
                     let frame = incoming.frame().await.transpose()?;
                     // Trailers say nothing here.
                     frame.map(|frame| frame.into_data().unwrap_or_default())
@@ -96,7 +98,7 @@ impl RequestBody {
     pub(super) fn is_at_end(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http1(incoming, _) => incoming.is_end_stream(),
             Self::Http2(stream) => stream.is_end_stream(),
         }
     }

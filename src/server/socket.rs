@@ -35,6 +35,9 @@ pub(super) const CLIENT_STALL: Duration = Duration::from_mins(10);
 pub(super) struct Progress {
     /// Requests whose head is complete; wraps around.
     heads: AtomicU32,
+    /// Requests whose body may still be received. More than one only while an earlier body, which has ended, isn't
+    /// dropped yet.
+    bodies: AtomicU32,
     /// The server stops: the next response is the connection's last.
     draining: AtomicBool,
     /// A head that isn't complete is no longer waited for.
@@ -47,6 +50,16 @@ impl Progress {
     /// The head of a request is complete.
     pub(super) fn head_complete(&self) {
         self.heads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A body follows the head. Until what is returned is dropped, the client sends no head.
+    pub(super) fn body_begins(self: &Arc<Self>) -> ReceivingBody {
+        self.bodies.fetch_add(1, Ordering::Relaxed);
+        ReceivingBody(Arc::clone(self))
+    }
+
+    fn receives_body(&self) -> bool {
+        self.bodies.load(Ordering::Relaxed) > 0
     }
 
     /// From now on each response is the connection's last.
@@ -78,6 +91,16 @@ impl Progress {
     /// From now on an incomplete head ends the connection.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The body of a request is being received, until this is dropped.
+#[derive(Debug)]
+pub struct ReceivingBody(Arc<Progress>);
+
+impl Drop for ReceivingBody {
+    fn drop(&mut self) {
+        self.0.bodies.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -138,7 +161,9 @@ impl<T> ClientSocket<T> {
     /// Bytes of a request have come.
     fn received(&mut self) {
         self.progress.moved();
-        if self.expected != Expected::Anything {
+        // How long a body may take is for its reader to say. Its bytes are no beginning of the next head: that would
+        // also end the connection while the response is prepared.
+        if self.expected != Expected::Anything && !self.progress.receives_body() {
             self.expected = Expected::Head(self.progress.heads.load(Ordering::Relaxed));
         }
     }
@@ -282,123 +307,4 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for ClientSocket<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-
-    fn socket() -> (ClientSocket<DuplexStream>, DuplexStream, Arc<Progress>) {
-        let (near, far) = tokio::io::duplex(4);
-        let progress = Arc::new(Progress::default());
-        (
-            ClientSocket::new(near, Arc::clone(&progress)),
-            far,
-            progress,
-        )
-    }
-
-    /// How long the socket waits for the client, which sends nothing more.
-    async fn given_up_after(socket: &mut ClientSocket<DuplexStream>) -> Duration {
-        let started = Instant::now();
-        let error = socket.read_u8().await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        started.elapsed()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up() {
-        let (mut near, _far, _) = socket();
-        let started = Instant::now();
-        let error = near.write_all(b"more than fits").await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(started.elapsed().as_secs(), CLIENT_STALL.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_peer_is_not() {
-        let (mut near, mut far, _) = socket();
-        let slow = async {
-            let mut taken = [0; 4];
-            for _ in 0..5 {
-                tokio::time::sleep(CLIENT_STALL.mul_f64(0.9)).await;
-                far.read_exact(&mut taken).await.unwrap();
-            }
-        };
-        let (written, ()) = tokio::join!(near.write_all(&[0; 20]), slow);
-        written.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_peer_that_sends_nothing_is_given_up() {
-        let (mut near, _far, _) = socket();
-        let waited = given_up_after(&mut near).await;
-        assert_eq!(waited.as_secs(), FIRST_BYTE_TIMEOUT.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_head_has_its_time_from_the_beginning() {
-        let (mut near, mut far, _) = socket();
-        let late = FIRST_BYTE_TIMEOUT.mul_f64(0.9);
-        let client = async {
-            tokio::time::sleep(late).await;
-            far.write_all(b"G").await.unwrap();
-        };
-        let (byte, ()) = tokio::join!(near.read_u8(), client);
-        assert_eq!(byte.unwrap(), b'G');
-        let waited = given_up_after(&mut near).await;
-        assert_eq!((late + waited).as_secs(), HEAD_TIMEOUT.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_trickled_head_does_not_get_more_time() {
-        let (mut near, mut far, progress) = socket();
-        // One request, and then a long pause, which is the protocol's to end.
-        far.write_all(b"GET").await.unwrap();
-        near.read_exact(&mut [0; 3]).await.unwrap();
-        progress.head_complete();
-        let pause = tokio::time::timeout(Duration::from_hours(1), near.read_u8()).await;
-        assert!(pause.is_err(), "the socket leaves idle connections alone");
-        let trickle = async {
-            loop {
-                far.write_all(b"G").await.unwrap();
-                tokio::time::sleep(Duration::from_secs(4)).await;
-            }
-        };
-        let started = Instant::now();
-        let error = tokio::select! {
-            error = async { loop { if let Err(error) = near.read_u8().await { break error } } } => error,
-            () = trickle => unreachable!(),
-        };
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(started.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stop_ends_an_incomplete_head_and_nothing_else() {
-        let (mut near, mut far, progress) = socket();
-        far.write_all(b"GET").await.unwrap();
-        near.read_exact(&mut [0; 3]).await.unwrap();
-        progress.head_complete();
-        progress.stop();
-        let request = tokio::time::timeout(Duration::from_mins(1), near.read_u8()).await;
-        assert!(request.is_err(), "its answer is awaited");
-        far.write_all(b"G").await.unwrap();
-        near.read_u8().await.unwrap();
-        let started = Instant::now();
-        assert_eq!(near.read(&mut [0]).await.unwrap(), 0);
-        assert_eq!(started.elapsed(), Duration::ZERO);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_was_read_too_early_is_read_again() {
-        let (mut near, mut far, _) = socket();
-        far.write_all(b"abcd").await.unwrap();
-        let mut bytes = [0; 4];
-        near.read_exact(&mut bytes).await.unwrap();
-        near.unread(Bytes::copy_from_slice(&bytes));
-        far.write_all(b"ef").await.unwrap();
-        drop(far);
-        let mut all = Vec::new();
-        near.read_to_end(&mut all).await.unwrap();
-        assert_eq!(all, b"abcdef");
-    }
-}
+mod tests;

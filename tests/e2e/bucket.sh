@@ -3,17 +3,7 @@
 # upstreams, is given to clients by the bucket itself, and is a reference registry's storage.
 
 bucket_story() {
-  local why
-  if ! why=$(bucket_install); then
-    skip bucket "$why"
-    return
-  fi
-  local master volume filer s3 grpc
-  read -r master volume filer s3 BUCKET_MASTER_GRPC BUCKET_VOLUME_GRPC BUCKET_FILER_GRPC BUCKET_S3_GRPC < <(free_ports 8)
-  BUCKET_MASTER=$master BUCKET_VOLUME=$volume BUCKET_FILER=$filer BUCKET_S3=$s3
-  check "bucket: the object store starts" bucket_store_start
-  [ "$last" = ok ] || return 0
-  rm -rf "$WORK"/data-*
+  bucket_begin bucket || return 0
   local images name
   read -ra images < <(skopeo_images)
   check "bucket: millpond starts with a bucket" bucket_millpond first never
@@ -24,27 +14,62 @@ bucket_story() {
   millpond_stop
 
   upstreams_stop
-  check "bucket: another millpond, with an empty disk and without upstreams" bucket_millpond second never
-  quietly skopeo_wipe
-  pull_all skopeo "from the bucket" "${images[@]}"
-  check "bucket: all of it came from the bucket" bucket_gave
-  millpond_stop
-
-  check "bucket: a third one leads clients to the bucket" bucket_millpond third always
-  quietly skopeo_wipe
-  pull_all skopeo "led to the bucket" "${images[@]}"
-  check "bucket: clients were led there" [ "$(metric millpond_bucket_redirects_total)" -gt 0 ]
-  millpond_stop
+  bucket_client skopeo
+  bucket_containerd
 
   check "bucket: the reference registry starts over the bucket" bucket_distribution
   for name in "${images[@]}"; do
     check "bucket: the reference registry serves $name from it, digest by digest" bucket_serves "$name"
   done
   stop bucket-distribution
-  # It takes its time to end by itself.
-  kill -KILL "$(cat "$PIDS/bucket-store")"
-  rm "$PIDS/bucket-store"
+  bucket_store_stop
   upstreams_start
+}
+
+# bucket_begin PART: an object store with an empty bucket, and no data of earlier millponds. Fails where there
+# can't be one.
+bucket_begin() {
+  local why
+  if ! why=$(bucket_install); then
+    skip "$1" "$why"
+    return 1
+  fi
+  read -r BUCKET_MASTER BUCKET_VOLUME BUCKET_FILER BUCKET_S3 \
+    BUCKET_MASTER_GRPC BUCKET_VOLUME_GRPC BUCKET_FILER_GRPC BUCKET_S3_GRPC < <(free_ports 8)
+  rm -rf "$WORK"/data-* "$WORK/bucket-store"
+  check "$1: the object store starts" bucket_store_start
+  [ "$last" = ok ]
+}
+
+bucket_containerd() {
+  local why
+  # shellcheck disable=SC2046
+  if ! why=$(have $(containerd_needs)); then
+    skip "bucket: containerd" "$why"
+    return
+  fi
+  bucket_client containerd
+  quietly containerd_stop
+}
+
+# bucket_client CLIENT: pulls through a millpond with an empty disk, while the upstreams are stopped, and
+# through another one, which leads it to the bucket.
+bucket_client() {
+  local client=$1 images
+  read -ra images < <("${client}_images")
+  check "bucket: $client: another millpond, with an empty disk and without upstreams" bucket_millpond "$client-never" never
+  quietly "${client}_wipe"
+  pull_all "$client" "from the bucket" "${images[@]}"
+  check "bucket: $client: all of it came from the bucket" bucket_gave
+  check "bucket: $client: it wasn't led there" same redirects 0 "$(metric millpond_bucket_redirects_total)"
+  millpond_stop
+
+  check "bucket: $client: a millpond with an empty disk leads clients to the bucket" bucket_millpond "$client-always" always
+  quietly "${client}_wipe"
+  pull_all "$client" "led to the bucket" "${images[@]}"
+  check "bucket: $client: it was led there" [ "$(metric millpond_bucket_redirects_total)" -gt 0 ]
+  check "bucket: $client: no large layer passed through the mirror" bucket_gave_little
+  millpond_stop
 }
 
 # The reason on standard output where it can't be had.
@@ -86,9 +111,14 @@ bucket_answers() {
   [ "$(curl -s -m 2 -o /dev/null -w '%{http_code}' "http://127.0.0.1:$BUCKET_S3/")" = 403 ]
 }
 
-# bucket_millpond DATA REDIRECT: over the data directory, which may be new.
-bucket_millpond() {
-  millpond_config "$1" 1ms
+# It takes its time to end by itself.
+bucket_store_stop() {
+  kill -KILL "$(cat "$PIDS/bucket-store")"
+  rm "$PIDS/bucket-store"
+}
+
+# bucket_config FILE REDIRECT: adds the bucket to the section storage of millpond's configuration.
+bucket_config() {
   sed -i "s|^  minfree: 0|&\\
   s3:\\
     bucket: shared\\
@@ -97,7 +127,13 @@ bucket_millpond() {
     accesskey: e2e-access\\
     secretkey: e2e-secret\\
     chunksize: 5MiB\\
-  shared: {redirect: $2, redirectprivate: true}|" "$WORK/millpond.yml"
+  shared: {redirect: $2, redirectprivate: true}|" "$1"
+}
+
+# bucket_millpond DATA REDIRECT: over the data directory, which may be new.
+bucket_millpond() {
+  millpond_config "$1" 1ms
+  bucket_config "$WORK/millpond.yml" "$2"
   "$MILLPOND" check "$WORK/millpond.yml" >/dev/null
   spawn millpond "$MILLPOND" serve "$WORK/millpond.yml"
   millpond_is_up
@@ -110,6 +146,13 @@ bucket_is_uploaded() {
 bucket_gave() {
   [ "$(metric millpond_source_received_bytes_total 'source="bucket"')" -gt 1000 ] &&
     same "bytes of upstreams" 0 "$(metric millpond_source_received_bytes_total 'source="upstream"')"
+}
+
+bucket_gave_little() {
+  local bytes
+  bytes=$(metric millpond_source_received_bytes_total 'source="bucket"')
+  # A tenth of the smallest one.
+  [ "$bytes" -lt 400000 ] || die "the mirror read $bytes bytes"
 }
 
 bucket_distribution() {
@@ -132,18 +175,21 @@ YAML
   wait_until 20 "the reference registry" answers "http://$DISTRIBUTION/v2/" 200
 }
 
-# bucket_serves IMAGE: the tag or digest, all manifests and all blobs.
+# bucket_serves IMAGE [REPOSITORY TAG]: the tag or digest, all manifests and all blobs; by default where the
+# image was pulled.
 bucket_serves() {
-  local base digest
-  base=http://$DISTRIBUTION/v2/$(mirror_path "$1")
+  local base digest suffix
+  base=http://$DISTRIBUTION/v2/${2:-$(mirror_path "$1")}
+  suffix=${3:+:$3}
   for digest in $(image "$1" .digest) $(image "$1" '.all.manifests'); do
     bucket_has "$base/manifests/$digest" "$digest" || return
   done
   for digest in $(image "$1" '.all.blobs'); do
     bucket_has "$base/blobs/$digest" "$digest" || return
   done
-  case $(image "$1" .suffix) in
-    :*) bucket_has "$base/manifests/$(image "$1" .suffix | cut -c2-)" "$(image "$1" .digest)" ;;
+  suffix=${suffix:-$(image "$1" .suffix)}
+  case $suffix in
+    :*) bucket_has "$base/manifests/${suffix#:}" "$(image "$1" .digest)" ;;
   esac
 }
 

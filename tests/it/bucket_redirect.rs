@@ -12,8 +12,8 @@ use crate::bucket::{MIB, blob_key, link_key, put, registries, uploaded};
 use crate::harness::push::{OPEN, Pusher, SPACE};
 use crate::harness::replicas::{Relay, SECRET, section};
 use crate::harness::{
-    ALWAYS, Answer, Mirror, Registry, Reply, Setup, advance, blob_path, digest, eventually, noise,
-    put_blob, put_image, read,
+    ALWAYS, Answer, Image, Mirror, Registry, Reply, Setup, advance, blob_path, digest, eventually,
+    noise, put_blob, put_image, read,
 };
 use crate::private::{ANN, BOB, CALLER, Guard, guard};
 
@@ -252,6 +252,27 @@ async fn what_the_bucket_lacks_or_doesnt_link_is_served_with_proof() {
         .await
         .refused(404, "BLOB_UNKNOWN");
     assert_eq!(redirects(&m), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_get_from_the_bucket_is_not_prefetched() {
+    let (up, bucket) = registries().await;
+    let m = redirecting(&up, &bucket).await;
+    let sizes = [(1, 5_000), (2, MIB), (3, 6_000), (4, MIB)];
+    let layers = sizes.map(|(seed, size)| noise(seed, size));
+    let image = Image::layered(1, layers.to_vec(), |_, _| ());
+    let manifest = format!("/v2/app/manifests/{}", up.push("app", "1", &image));
+    let [small, shared, ..] = &layers;
+    put(&bucket, "app", "_layers", shared);
+    m.serves(&manifest, &image.manifest).await;
+    m.serves(&blob_path("app", small), small).await;
+    // What the bucket lacks is served here.
+    m.counted("millpond_prefetched_bytes_total", 6_000 + MIB as u64)
+        .await;
+    m.idle().await;
+    assert!(!m.is_stored(shared).await);
+    let answer = m.get(&blob_path("app", shared)).await;
+    follow(&answer, None).await.expect(200, shared);
 }
 
 #[tokio::test(flavor = "multi_thread")]

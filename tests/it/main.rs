@@ -83,6 +83,7 @@ mod scripts;
 mod sending;
 mod server;
 mod simulated_day;
+mod slow_pushes;
 mod sources;
 mod space;
 mod tags;
