@@ -17,6 +17,7 @@
 //! What must never happen: content is served that wasn't verified; a link is written before its content.
 
 mod addresses;
+mod buffers;
 mod circuit;
 mod client;
 mod day;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::StatusCode;
@@ -24,6 +24,7 @@ use object_store::client::{HttpClient, HttpConnector};
 use object_store::multipart::MultipartStore as _;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, PutPayload, RetryConfig};
+use parking_lot::Mutex;
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -164,16 +165,22 @@ impl Plan {
         let blob = local.blob(self).await?;
         let to = Path::parse(KEY)?;
         let size = blob.size();
+        let used = Mutex::default();
         let before = so_far()?;
         let id = store.create_multipart(&to).await?;
         let parts = stream::iter(0..size.div_ceil(PART)).map(|index| {
-            let (store, blob, to, id) = (&store, &blob, &to, &id);
+            let (store, blob, to, id, used) = (&store, &blob, &to, &id, &used);
             async move {
                 let start = index * PART;
-                let content = read(blob, start, size.min(start + PART)).await?;
-                let content = PutPayload::from_iter(content);
-                let part = store.put_part(to, id, usize::try_from(index)?, content);
-                Ok::<_, anyhow::Error>(part.await?)
+                let content = read(blob, (start, size.min(start + PART)), used).await?;
+                let payload = PutPayload::from_iter(content.iter().cloned());
+                let part = store.put_part(to, id, usize::try_from(index)?, payload);
+                let part = part.await?;
+                let unused = content
+                    .into_iter()
+                    .filter_map(|piece| piece.try_into_mut().ok());
+                used.lock().extend(unused);
+                Ok::<_, anyhow::Error>(part)
             }
         });
         let parts = parts.buffered(usize::try_from(STREAMS)?);
@@ -299,12 +306,17 @@ impl Local {
     }
 }
 
-/// Reads a part as uploads do.
-async fn read(blob: &CachedBlob, start: u64, end: u64) -> Result<Vec<Bytes>> {
+/// Reads a part as uploads do, into memory that was used before.
+async fn read(
+    blob: &CachedBlob,
+    (start, end): (u64, u64),
+    used: &Mutex<Vec<BytesMut>>,
+) -> Result<Vec<Bytes>> {
     let (mut pieces, mut at) = (Vec::new(), start);
     while at < end {
         let most = usize::try_from(end - at)?.min(MAX_READ);
-        let piece = blob.content().reader.read_at(at, most).await?;
+        let buffer = used.lock().pop().unwrap_or_default();
+        let piece = blob.content().reader.read_into(buffer, at, most).await?;
         ensure!(!piece.is_empty(), "the file has become shorter");
         at += piece.len() as u64;
         pieces.push(piece);
