@@ -173,7 +173,7 @@ impl Plan {
             async move {
                 let start = index * PART;
                 let content = read(blob, (start, size.min(start + PART)), used).await?;
-                let payload = PutPayload::from_iter(content.iter().cloned());
+                let payload: PutPayload = content.iter().cloned().collect();
                 let part = store.put_part(to, id, usize::try_from(index)?, payload);
                 let part = part.await?;
                 let unused = content
