@@ -355,10 +355,10 @@ pub(crate) async fn hash(
             hasher.update(&piece);
             (hasher, piece)
         });
-        let hashed;
-        (hasher, hashed) = step.await.map_err(|source| StoreError::Lost { source })?;
+        let used;
+        (hasher, used) = step.await.map_err(|source| StoreError::Lost { source })?;
         // Memory that the system has to map anew for each piece costs half as much as the hash.
-        buffer = hashed.try_into_mut().unwrap_or_default();
+        buffer = used.try_into_mut().unwrap_or_default();
         pace.spend(read).await;
     }
     let found = hasher.finish();
