@@ -10,13 +10,14 @@
 //! Its objects are the files of the reference registry ([`keys`]); millpond's own are below `millpond/`.
 //! [`reading`] asks for content and for the link that lets a repository have it. [`queue`] holds what was
 //! committed here and isn't in the bucket yet, over restarts, too; [`uploads`] writes it: content first, then
-//! links, then tags. A bucket that fails is left alone for a while ([`circuit`]): it costs pulls nothing but
-//! a request to the upstream. [`redirects`] sends clients to it.
+//! links, then tags; [`buffers`] is the memory of its parts. A bucket that fails is left alone for a while
+//! ([`circuit`]): it costs pulls nothing but a request to the upstream. [`redirects`] sends clients to it.
 //! [`hosted`] is what a push promises, and [`retention`] removes what nobody uses ([`sweep`]).
 //!
 //! What must never happen: content is served that wasn't verified; a link is written before its content.
 
 mod addresses;
+mod buffers;
 mod circuit;
 mod client;
 mod day;

@@ -1,9 +1,8 @@
 //! Writes to the bucket what was committed here: content, then the link, then the tag.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -12,12 +11,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::buffers::Buffers;
 use super::client::Parts;
 use super::error::BucketError;
 use super::queue::{Entry, Upload};
 use super::retention::is_relied_on_safely;
 use super::{Bucket, keys};
-use crate::cache::{CachedBlob, MAX_READ};
+use crate::cache::CachedBlob;
 use crate::error_chain::on_one_line;
 use crate::metrics::BucketUpload;
 use crate::oci::{Digest, RepoName, Tag};
@@ -41,6 +41,8 @@ pub(super) struct Uploading {
     parts: Arc<Semaphore>,
     /// Bytes of a part.
     chunk_size: u64,
+    /// Of the uploads that run.
+    buffers: Mutex<Weak<Buffers>>,
     backoff: Mutex<Backoff>,
 }
 
@@ -55,8 +57,19 @@ impl Uploading {
         Self {
             parts: Arc::new(Semaphore::new(MAX_PARTS)),
             chunk_size,
+            buffers: Mutex::default(),
             backoff: Mutex::default(),
         }
+    }
+
+    /// Those of the uploads that run, which need no more than those parts that may be in memory.
+    pub(super) fn buffers(&self) -> Arc<Buffers> {
+        let mut running = self.buffers.lock();
+        running.upgrade().unwrap_or_else(|| {
+            let buffers = Arc::new(Buffers::new(MAX_PARTS, self.chunk_size));
+            *running = Arc::downgrade(&buffers);
+            buffers
+        })
     }
 
     /// Waits until the pause after a failure is over. False where that is cut short.
@@ -264,9 +277,12 @@ impl Bucket {
             });
         };
         if blob.size() < self.uploading.chunk_size {
+            let buffers = self.uploading.buffers();
             let _part = self.uploading.parts.acquire().await;
-            let content = read(&blob, 0, blob.size()).await?;
-            self.objects.put(&key, content).await?;
+            let reader = &blob.content().reader;
+            let content = buffers.read(reader, 0, blob.size()).await?;
+            self.objects.put(&key, content.clone()).await?;
+            buffers.reuse(content);
         } else {
             self.upload_in_parts(&key, &blob).await?;
         }
@@ -296,6 +312,7 @@ impl Bucket {
         let part = self.uploading.chunk_size;
         let part = part.max(size.div_ceil(MAX_PARTS_OF_OBJECT)).max(1);
         let count = size.div_ceil(part);
+        let buffers = self.uploading.buffers();
         let mut done: Vec<(u64, _)> = Vec::new();
         let mut running = FuturesUnordered::new();
         let mut next = 0;
@@ -308,10 +325,13 @@ impl Bucket {
                 permit = Arc::clone(&self.uploading.parts).acquire_owned(), if next < count => {
                     let (index, start) = (next, next * part);
                     next += 1;
+                    let buffers = &buffers;
                     running.push(async move {
-                        let content = read(blob, start, part.min(size - start)).await?;
+                        let (reader, length) = (&blob.content().reader, part.min(size - start));
+                        let content = buffers.read(reader, start, length).await?;
                         let at = usize::try_from(index).unwrap_or(usize::MAX);
-                        let id = self.objects.put_part(to, at, content).await?;
+                        let id = self.objects.put_part(to, at, content.clone()).await?;
+                        buffers.reuse(content);
                         drop(permit);
                         Ok::<_, BucketError>((index, id))
                     });
@@ -322,23 +342,4 @@ impl Bucket {
         let ids = done.into_iter().map(|(_, id)| id).collect();
         self.objects.complete_parts(to, ids).await
     }
-}
-
-/// Reads local content.
-async fn read(blob: &CachedBlob, start: u64, length: u64) -> Result<Vec<Bytes>, BucketError> {
-    let (mut pieces, mut at, end) = (Vec::new(), start, start + length);
-    while at < end {
-        let most = usize::try_from(end - at).unwrap_or(MAX_READ);
-        let piece = blob.content().reader.read_at(at, most).await;
-        let piece = piece.map_err(BucketError::failed)?;
-        if piece.is_empty() {
-            let (received, expected) = (at - start, length);
-            return Err(BucketError::Short { received, expected });
-        }
-        at += piece.len() as u64;
-        pieces.push(piece);
-        // What is in the page cache is copied without waiting.
-        tokio::task::yield_now().await;
-    }
-    Ok(pieces)
 }

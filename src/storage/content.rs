@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::error::Context as _;
@@ -286,6 +286,17 @@ impl Reader {
     /// the size of a committed blob that means that the file was damaged, and it is the caller's
     /// task to fail. A buffer of `max` bytes is made, so ask for no more than is expected.
     pub async fn read_at(&self, offset: u64, max: usize) -> Result<Bytes, StoreError> {
+        self.read_into(BytesMut::new(), offset, max).await
+    }
+
+    /// The same in this buffer, which is made larger where it is too small. Content that is in memory
+    /// doesn't need it.
+    pub async fn read_into(
+        &self,
+        mut buffer: BytesMut,
+        offset: u64,
+        max: usize,
+    ) -> Result<Bytes, StoreError> {
         let max = max.min(MAX_READ);
         // No file is longer, and to preadv2 the greatest offset means "the cursor".
         if max == 0 || i64::try_from(offset).is_err() {
@@ -295,13 +306,17 @@ impl Reader {
             Source::Memory(file) => Ok(file.read_at(offset, max)),
             Source::Gated(gated) => {
                 let max = gated.gate.pass().await?.min(max);
-                Box::pin(gated.inner.read_at(offset, max)).await
+                Box::pin(gated.inner.read_into(buffer, offset, max)).await
             }
             Source::File(open) => {
-                let mut buffer = vec![0; max];
+                if buffer.capacity() < max {
+                    // Memory that the system has just cleared isn't cleared again.
+                    buffer = BytesMut::zeroed(max);
+                }
+                buffer.resize(max, 0);
                 if let Some(read) = read_cached(&open.file, &mut buffer, offset) {
                     buffer.truncate(read);
-                    return Ok(buffer.into());
+                    return Ok(buffer.freeze());
                 }
                 let (open, started) = (Arc::clone(open), Instant::now());
                 let reads = open.reads.clone();
@@ -309,7 +324,7 @@ impl Reader {
                     let read = read_waiting(&open.file, &mut buffer, offset);
                     let read = read.context("read", &open.path)?;
                     buffer.truncate(read);
-                    Ok(buffer.into())
+                    Ok(buffer.freeze())
                 });
                 let read = read.await;
                 if let Some(reads) = reads {

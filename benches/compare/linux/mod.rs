@@ -22,6 +22,7 @@
 )]
 
 mod ahead;
+mod bucket;
 mod chart;
 mod common;
 mod instructions;
@@ -87,8 +88,8 @@ struct Args {
     /// digest-get, digest-head, churn-1k, busy-manifests, busy-uncached, cold-1, cold-16,
     /// tls-warm-1g-16, tls-handshakes, tls-resumed, tls-manifests, push-large, push-layers,
     /// push-manifests, push-memory, push-beside, copy-large, warming, import, replicas-first-byte,
-    /// replicas-cpu, memory, trace, rollout, first-byte, storm, throttled, endpoints, joins, cuts, ranges.
-    /// soak runs only when it is named.
+    /// replicas-cpu, bucket-read, bucket-upload, memory, trace, rollout, first-byte, storm, throttled,
+    /// endpoints, joins, cuts, ranges. soak runs only when it is named.
     rows: Vec<String>,
     /// Minutes of the row soak.
     #[arg(long, default_value_t = 60)]
@@ -192,6 +193,7 @@ fn orchestrate(args: &Args) -> Result<()> {
     pushes::measure(wanted, &library, &sources, &sizes, &mut results)?;
     ahead::measure(wanted, &args.millpond, &sizes, &mut results)?;
     replicas::measure(wanted, &library, &sources, &sizes, &mut results)?;
+    bucket::measure(wanted, &library, &sources, &sizes, &mut results)?;
     if wanted("memory") {
         memory::measure(&library, &sources, &upstream, &sizes, &mut results)?;
     }

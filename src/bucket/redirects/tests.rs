@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::bucket::holdings::{HELD_FOR, LACKED_FOR};
 use crate::bucket::keys;
+use crate::bucket::tests::config_of;
 use crate::cache::{Cache, CacheSettings};
 use crate::clock::Clock;
-use crate::config::{self, BucketStore, S3, S3Keys};
 use crate::metrics::Metrics;
 use crate::oci::Algorithm;
 use crate::storage::MemoryStore;
@@ -43,27 +43,7 @@ fn redirects(redirect: RedirectMode, above: usize) -> Option<Redirects> {
 async fn bucket() -> (Server, Arc<Bucket>) {
     let server = Server::start().await;
     server.be_bucket("shared");
-    let keys = S3Keys {
-        access: "access".to_owned(),
-        secret: "secret".to_owned().into(),
-        token: None,
-    };
-    let store = S3 {
-        bucket: "shared".to_owned(),
-        region: "us-east-1".to_owned(),
-        endpoint: Some(server.url().parse().unwrap()),
-        force_path_style: true,
-        keys: Some(keys),
-        skip_verify: false,
-        encryption: None,
-        storage_class: None,
-        root: "below".to_owned(),
-        chunk_size: 5 << 20,
-    };
-    let config = config::Bucket {
-        store: BucketStore::S3(store),
-        shared: shared(RedirectMode::Always, 1),
-    };
+    let config = config_of(&server.url(), shared(RedirectMode::Always, 1));
     let (clock, metrics) = (Clock::system(), Arc::new(Metrics::new()));
     let cache = Cache::start(
         Arc::new(MemoryStore::new()),

@@ -4,6 +4,7 @@ mod hosted;
 mod interleavings;
 mod keeping;
 mod orders;
+mod parts;
 mod store;
 mod sweeping;
 mod unfinished;
@@ -29,6 +30,7 @@ use super::uses::Uses;
 use super::{Bucket, keys};
 use crate::cache::{Cache, CacheSettings, LinkKind};
 use crate::clock::Clock;
+use crate::config::{self, BucketStore, S3, S3Keys, SharedStorage};
 use crate::metrics::Metrics;
 use crate::oci::{Algorithm, Digest, Manifest, RepoName};
 use crate::storage::MemoryStore;
@@ -37,6 +39,31 @@ use crate::tasks::Tasks;
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 const TTL: Duration = Duration::from_hours(30 * 24);
+
+/// The bucket `shared` of a scripted server, its objects below `below`.
+pub(in crate::bucket) fn config_of(url: &str, shared: SharedStorage) -> config::Bucket {
+    let keys = S3Keys {
+        access: "access".to_owned(),
+        secret: "secret".to_owned().into(),
+        token: None,
+    };
+    let store = S3 {
+        bucket: "shared".to_owned(),
+        region: "us-east-1".to_owned(),
+        endpoint: Some(url.parse().unwrap()),
+        force_path_style: true,
+        keys: Some(keys),
+        skip_verify: false,
+        encryption: None,
+        storage_class: None,
+        root: "below".to_owned(),
+        chunk_size: 5 << 20,
+    };
+    config::Bucket {
+        store: BucketStore::S3(store),
+        shared,
+    }
+}
 
 /// A cache whose wall clock begins at a moment.
 fn cache(wall: SystemTime) -> Cache {

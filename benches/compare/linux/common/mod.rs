@@ -3,7 +3,9 @@
 
 pub(crate) mod collector;
 pub(crate) mod content;
+mod line;
 pub(crate) mod load;
+pub(crate) mod objects;
 pub(crate) mod pace;
 pub(crate) mod proc;
 mod registry;
@@ -19,6 +21,7 @@ use std::thread;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::bucket::client;
 use super::trace::nodes;
 use proc::Process;
 
@@ -31,12 +34,18 @@ pub(crate) enum Role {
     Upstream(upstream::Plan),
     Load(load::Plan),
     Nodes(nodes::Plan),
+    Bucket(client::Plan),
 }
 
 impl Role {
     /// Starts this very binary in the role.
     pub(crate) fn spawn(&self) -> Result<Process> {
-        Process::spawn_self(&["--role", &serde_json::to_string(self)?])
+        self.spawn_with(&[])
+    }
+
+    /// The same with more variables in its environment.
+    pub(crate) fn spawn_with(&self, variables: &[(&str, &str)]) -> Result<Process> {
+        Process::spawn_self(&["--role", &serde_json::to_string(self)?], variables)
     }
 
     pub(crate) fn play(self) -> Result<()> {
@@ -44,6 +53,7 @@ impl Role {
             Self::Upstream(plan) => registry::run(plan),
             Self::Load(plan) => load::run(&plan),
             Self::Nodes(plan) => nodes::run(&plan),
+            Self::Bucket(plan) => client::run(&plan),
         }
     }
 }

@@ -41,10 +41,11 @@ impl Process {
         })
     }
 
-    /// Starts this very binary with these arguments, its standard output piped back.
-    pub(crate) fn spawn_self(args: &[&str]) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        Self::spawn(Command::new(own).args(args).stdout(Stdio::piped()))
+    /// Starts this very binary with these arguments and more variables, its standard output piped back.
+    pub(crate) fn spawn_self(args: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(args).envs(variables.iter().copied());
+        Self::spawn(command.stdout(Stdio::piped()))
     }
 
     /// The process id.

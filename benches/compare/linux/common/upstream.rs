@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) cut_every: u64,
     /// How often it does so.
     pub(crate) cuts: u64,
+    /// Where the files `cert.pem` and `key.pem` are, for clients that begin with TLS.
+    pub(crate) tls: Option<PathBuf>,
 }
 
 /// What the upstream has been asked for so far.
@@ -43,12 +45,16 @@ pub(crate) struct Counts {
     pub(crate) requests: u64,
     /// GETs of blobs.
     pub(crate) blob_gets: u64,
+    /// The same, of the bucket.
+    pub(crate) object_gets: u64,
     /// GETs of manifests: what Docker Hub's limit counts.
     pub(crate) manifest_gets: u64,
     /// Body bytes of blobs handed to the kernel, whether or not a client read them.
     pub(crate) bytes: u64,
     /// Bodies of blobs that are being sent.
     pub(crate) sending: u64,
+    /// Body bytes of what was put into the bucket.
+    pub(crate) received: u64,
     /// Connections closed in the middle of a body.
     pub(crate) cuts: u64,
 }
