@@ -21,6 +21,7 @@ replicas_story() {
   replicas_mirrored
   replicas_pushed
   replicas_without_writer
+  replicas_without_disk
   replicas_handed_over
   for name in "${REPLICA_HOSTS[@]}"; do
     check "replicas: $name ends" stop "replica-$name"
@@ -118,6 +119,11 @@ replicas_pushed() {
   done
 }
 
+push_to_distribution() {
+  timeout 120 skopeo --insecure-policy copy --quiet --all --preserve-digests --dest-tls-verify=false \
+    "dir:$WORK/skopeo/index" "docker://$MIRROR/ci/theirs:1"
+}
+
 # replicas_push IMAGE REPOSITORY TAG: what skopeo has pulled before, byte for byte.
 replicas_push() {
   timeout 120 skopeo --insecure-policy copy --quiet --all --preserve-digests --dest-tls-verify=false \
@@ -202,6 +208,25 @@ replicas_without_writer() {
   done
 }
 
+# --- The writer's disk is lost: the bucket has all of it ---------------------------------
+
+replicas_without_disk() {
+  check "replicas: the writer starts with an empty disk" replica_start_empty "$WRITER_HOST"
+  check "replicas: it lists both tags" at_replica "$WRITER_HOST" tags_are ci/app 1 2
+  check "replicas: it takes a manifest whose layers are in the bucket only" push_of_a_manifest_alone
+  replicas_give_all "after the loss of a disk" "$WRITER_HOST"
+  for name in "${REPLICA_HOSTS[@]}"; do
+    check "replicas: $name lists all tags" at_replica "$name" tags_are ci/app 1 2 3
+  done
+}
+
+push_of_a_manifest_alone() {
+  local before
+  before=$(grep -c . "$LOGS/balancer.out")
+  replicas_push gzip ci/app 3
+  same "uploads" "" "$(sed "1,${before}d" "$LOGS/balancer.out" | awk '$1 ~ "^(PATCH|PUT)$" && index($2, "/blobs/uploads/")')"
+}
+
 push_is_put_off() {
   local head=$WORK/put-off.head after
   same "status" 503 "$(curl -s -m 30 -D "$head" -o "$WORK/put-off.body" -w '%{http_code}' -X POST \
@@ -226,5 +251,9 @@ replicas_handed_over() {
   check "replicas: it serves what was pushed with the writer back" bucket_serves pinned ci/app 2
   check "replicas: it serves the index" bucket_serves index ci/multi 1
   check "replicas: it serves what containerd pushed" bucket_serves zstd ci/ctr 1
+  check "replicas: it takes a push" at "$DISTRIBUTION" push_to_distribution
   stop bucket-distribution
+  check "replicas: the writer takes over again, with an empty disk" replica_start_empty "$WRITER_HOST"
+  check "replicas: it lists what the reference registry took" at_replica "$WRITER_HOST" tags_are ci/theirs 1
+  check "replicas: it gives what the reference registry took" at_replica "$WRITER_HOST" replica_gives index ci/theirs:1
 }
