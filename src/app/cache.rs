@@ -24,7 +24,12 @@ pub fn settings(config: &Config) -> CacheSettings {
         min_free: root.and_then(|root| min_free(config.limits.min_free, root)),
         state: root.map(|root| Layout::new(root).scheduler_state()),
         upkeep: Upkeep::Full,
-        hosted_role: HostedRole::Decides,
+        // Where there is a bucket, it may have more than is here.
+        hosted_role: if config.bucket.is_some() {
+            HostedRole::Learns
+        } else {
+            HostedRole::Decides
+        },
     }
 }
 

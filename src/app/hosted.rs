@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Shared;
-use crate::bucket::random_replica;
 use crate::cache::HostedPolicy;
 use crate::config::{Config, HostedSpace, Http, PushSync, Storage, authority};
 use crate::hosted::{Hosted, Incomplete, Sharing, SpaceSettings, SyncMode};
@@ -72,7 +71,6 @@ impl Shared {
             bucket: Arc::clone(bucket),
             is_promised: config.replicas.is_some(),
             is_writer: is_writer.unwrap_or_else(|| watch::Sender::new(true).subscribe()),
-            name: random_replica(),
             name_file,
         })
     }

@@ -253,7 +253,7 @@ impl App {
         let access = access::access(config, clock, &metrics).await?;
         let traces = Traces::start(config, clock, &metrics, &background)?;
         let (replication, clients) = replicas::open(config, lookup, clock, &metrics).await?;
-        let settings = replicas::cache_settings(config, replication.as_ref());
+        let settings = cache_settings(config);
         let counted = Arc::clone(&metrics);
         let cache = Cache::start(store, counted, clock, settings, &background, &stop_now);
         let bucket = bucket::open(config, &cache, clock, &metrics)?;

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::upstreams::Clients;
-use super::{Shared, StartError, cache};
-use crate::cache::{CacheSettings, HostedRole};
+use super::{Shared, StartError};
 use crate::clock::Clock;
 use crate::config::{self, Config, Listen};
 use crate::metrics::Metrics;
@@ -111,20 +110,6 @@ pub(super) async fn open(
     let peers = replication.as_ref().map(|replication| &replication.peers);
     let clients = Clients::open(&config.proxy, (None, peers), clock, metrics)?;
     Ok((replication, clients))
-}
-
-/// The settings of the cache. Hosted content expires only where this replica writes it, and after it has learnt
-/// what the bucket has.
-pub(super) fn cache_settings(config: &Config, replication: Option<&Replication>) -> CacheSettings {
-    let hosted_role = match replication {
-        Some(replication) if !replication.peers.writes_hosted() => HostedRole::Copies,
-        _ if config.bucket.is_some() => HostedRole::Learns,
-        _ => HostedRole::Decides,
-    };
-    CacheSettings {
-        hosted_role,
-        ..cache::settings(config)
-    }
 }
 
 impl Shared {

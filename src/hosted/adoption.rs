@@ -8,7 +8,7 @@ use futures_util::future::try_join_all;
 
 use super::sharing::Shared;
 use super::{Hosted, HostedError};
-use crate::bucket::{Bucket, BucketError, Inventories};
+use crate::bucket::{Bucket, BucketError, Inventories, Upload};
 use crate::cache::{LinkKind, ManifestPush};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::MAX_MANIFEST;
@@ -17,11 +17,13 @@ use crate::oci::{Digest, Reference, RepoName, Tag};
 /// Manifests that are read at a time.
 const AT_A_TIME: usize = 16;
 
-/// Who has written hosted repositories before this server.
+/// Who has written hosted repositories before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before {
+    /// No server that this one has copies of.
     Nobody,
     This,
+    /// What differs here is older than what the bucket has.
     Another,
 }
 
@@ -81,10 +83,16 @@ impl Hosted {
                 .filter(|adopted| *adopted == Adopted::Unreadable);
             unreadable += failed.count();
         }
-        for (repo, found) in there {
-            for (tag, digest) in &found.tags {
-                self.adopt_tag(bucket, before, (repo, tag), digest).await?;
-            }
+        let tags = there.iter().flat_map(|(repo, found)| {
+            let tags = found.tags.iter();
+            tags.map(move |(tag, digest)| (repo, tag, digest))
+        });
+        let tags: Vec<_> = tags.collect();
+        for page in tags.chunks(AT_A_TIME) {
+            let adopting = page
+                .iter()
+                .map(|(repo, tag, digest)| self.adopt_tag(bucket, before, (repo, tag), digest));
+            try_join_all(adopting).await?;
         }
         Ok(unreadable)
     }
@@ -132,9 +140,20 @@ impl Hosted {
         digest: &Digest,
     ) -> Result<(), AdoptionError> {
         let cache = &self.0.cache;
-        let named = cache.hosted_tag(repo, tag).await;
-        let bucket_knows_better = before == Before::Another && named != Some(*digest);
-        if named.is_some() && !bucket_knows_better || !cache.has_hosted_manifest(repo, digest) {
+        let bucket_is_right = before == Before::Another;
+        match cache.hosted_tag(repo, tag).await {
+            Some(named) if named == *digest => return Ok(()),
+            Some(named) if !bucket_is_right => {
+                // A push that the bucket hasn't noticed to its end. Rules go by what the tag names here.
+                bucket.upload(
+                    Upload::new(repo, LinkKind::Revision, &named, Some(tag)),
+                    false,
+                );
+                return Ok(());
+            }
+            _ => {}
+        }
+        if !cache.has_hosted_manifest(repo, digest) {
             return Ok(());
         }
         // Nobody removes it meanwhile.
@@ -147,7 +166,7 @@ impl Hosted {
         };
         let content = manifest.content.clone();
         // Here, a client may have made it name another one.
-        let tag = Some((tag, !bucket_knows_better));
+        let tag = Some((tag, !bucket_is_right));
         match self.put_adopted(repo, digest, content, tag).await {
             Ok(()) | Err(HostedError::Immutable { .. }) => Ok(()),
             Err(error) => Err(error.into()),

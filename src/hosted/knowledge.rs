@@ -7,12 +7,13 @@
 //! ```
 //!
 //! A writer removes what its rules tell, and accepts manifests of parts that it has. For both it has to know
-//! all manifests: until it does, its rules remove nothing. The bucket notes which server was the last to write
-//! (by a random name that is kept on its disk). Where it was another one, what that one has removed is forgotten
-//! here, and manifests, deletions and lists wait until that is done. Layers stay in the bucket until they are asked
-//! for.
+//! all manifests: until it does, its rules remove nothing. Layers stay in the bucket until they are asked for.
+//!
+//! The bucket notes which server was the last to write, by a random name that is kept on that server's disk, too, and
+//! is a new one each time: a disk that was restored from a backup has an old one. Where it was another server, and
+//! what is here may be copies, the bucket is right: what it lacks is forgotten here, and manifests, deletions and
+//! lists wait until that is done. Else this server is right.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,7 @@ use tokio::time::{sleep, timeout};
 use super::adoption::{AdoptionError, Before};
 use super::sharing::Sharing;
 use super::{Hosted, HostedError};
+use crate::bucket::random_replica;
 use crate::cache::HostedRole;
 use crate::error_chain::on_one_line;
 use crate::kept_file;
@@ -52,10 +54,13 @@ pub(super) enum Knowledge {
     Failed,
 }
 
-/// This server's name, in its file.
+/// What the file with this server's name has.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Name {
+pub(super) struct Own {
+    /// The last one. Empty before this server has noted any.
     name: String,
+    /// Whether hosted content that is here may be a copy of what the bucket had. Otherwise, nobody else has it.
+    has_copies: bool,
 }
 
 impl Hosted {
@@ -94,18 +99,41 @@ impl Hosted {
         let mut is_writer = sharing.is_writer.clone();
         loop {
             let writes = *is_writer.borrow_and_update();
-            let role = if writes {
-                HostedRole::Learns
-            } else {
-                HostedRole::Copies
-            };
             self.0.knowledge.send_replace(Knowledge::Reading);
-            self.0.cache.set_hosted_role(role).await;
+            let work = async {
+                if writes {
+                    self.0.cache.set_hosted_role(HostedRole::Learns).await;
+                    self.learn_daily(sharing).await;
+                } else {
+                    self.keep_copies(sharing).await;
+                }
+            };
             tokio::select! {
-                () = self.learn_daily(sharing), if writes => {}
+                () = work => {}
                 () = changed(&mut is_writer) => {}
             }
         }
+    }
+
+    /// What is here becomes copies, once that is noted on disk. Doesn't end.
+    async fn keep_copies(&self, sharing: &Sharing) {
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = self.note_copies(sharing).await {
+            tracing::error!(error = %on_one_line(&error), again_in = ?pause, "hosted content isn't treated as copies of the writer's before that is noted");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.0.cache.set_hosted_role(HostedRole::Copies).await;
+        std::future::pending::<()>().await;
+    }
+
+    async fn note_copies(&self, sharing: &Sharing) -> Result<(), AdoptionError> {
+        let own = self.own(sharing).await?;
+        if own.has_copies {
+            return Ok(());
+        }
+        let has_copies = true;
+        self.set_own(sharing, Own { has_copies, ..own }).await
     }
 
     async fn learn_daily(&self, sharing: &Sharing) {
@@ -118,26 +146,25 @@ impl Hosted {
                 continue;
             };
             tracing::warn!(error = %on_one_line(&error), again_in = ?pause, "can't learn what hosted repositories have in the bucket; until then, no rule removes any of it");
-            self.0.knowledge.send_if_modified(|known| {
-                let fails = *known == Knowledge::Reading;
-                if fails {
+            let waits = self.0.knowledge.send_if_modified(|known| {
+                let waits = *known != Knowledge::Complete;
+                if waits {
                     *known = Knowledge::Failed;
                 }
-                fails
+                waits
             });
             sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(if waits { LONGEST_PAUSE } else { AGAIN });
         }
     }
 
     async fn learn(&self, sharing: &Sharing) -> Result<(), AdoptionError> {
         let cache = &self.0.cache;
         cache.ready().await.map_err(HostedError::from)?;
-        let (bucket, name) = (&sharing.bucket, self.name(sharing).await?);
+        let (bucket, own) = (&sharing.bucket, self.own(sharing).await?);
         let before = match bucket.hosted_writer().await? {
-            Some(noted) if noted == name => Before::This,
-            Some(_) if sharing.is_promised => Before::Another,
-            // Where a server that works alone has lost its disk, nothing was removed elsewhere.
+            Some(noted) if noted == own.name => Before::This,
+            Some(_) if sharing.is_promised && own.has_copies => Before::Another,
             Some(_) | None => Before::Nobody,
         };
         if before == Before::This {
@@ -154,9 +181,13 @@ impl Hosted {
         if before == Before::Nobody {
             self.share_all(&there).await?;
         }
-        if before != Before::This {
-            bucket.set_hosted_writer(&name).await?;
-        }
+        let own = Own {
+            name: random_replica(),
+            has_copies: true,
+        };
+        let name = own.name.clone();
+        self.set_own(sharing, own).await?;
+        bucket.set_hosted_writer(&name).await?;
         if unreadable > 0 {
             return Err(AdoptionError::Unreadable(unreadable));
         }
@@ -164,9 +195,11 @@ impl Hosted {
         let settled = timeout(COPIES_GO, cache.settled()).await;
         settled.map_err(|_elapsed| AdoptionError::Busy)?;
         cache.set_hosted_role(HostedRole::Decides).await;
+        let spaces = self.0.latest.lock().clone();
         let age = |repo: &RepoName| {
-            let grace = self.space(repo).map(|(_, space)| space.policy.grace);
-            grace.unwrap_or(Duration::MAX).max(LAYERS_STAY)
+            let space = spaces.iter().find(|space| space.has(repo));
+            let grace = space.map_or(Duration::MAX, |space| space.policy.grace);
+            grace.max(LAYERS_STAY)
         };
         let is_needed = |repo: &RepoName, digest: &Digest| cache.needs_layer(repo, digest);
         let removing = bucket.remove_unneeded_layers(&patterns, age, is_needed);
@@ -182,15 +215,25 @@ impl Hosted {
             .collect()
     }
 
-    /// The name of this server, the same as long as its store.
-    async fn name(&self, sharing: &Sharing) -> Result<String, AdoptionError> {
+    /// What this server has kept of itself.
+    async fn own(&self, sharing: &Sharing) -> Result<Own, AdoptionError> {
         let Some(path) = sharing.name_file.clone() else {
-            return Ok(sharing.name.clone());
+            return Ok(self.0.own.lock().clone());
         };
-        let new = sharing.name.clone();
-        let reading = tokio::task::spawn_blocking(move || kept_name(&path, new));
+        let reading =
+            tokio::task::spawn_blocking(move || kept_file::read_or_default(&path, MAX_NAME_FILE));
         let read = reading.await.map_err(|_lost| HostedError::Lost)?;
         read.map_err(AdoptionError::Name)
+    }
+
+    async fn set_own(&self, sharing: &Sharing, own: Own) -> Result<(), AdoptionError> {
+        let Some(path) = sharing.name_file.clone() else {
+            *self.0.own.lock() = own;
+            return Ok(());
+        };
+        let writing = tokio::task::spawn_blocking(move || kept_file::replace(&path, &own));
+        let written = writing.await.map_err(|_lost| HostedError::Lost)?;
+        written.map_err(AdoptionError::Name)
     }
 }
 
@@ -199,15 +242,4 @@ async fn changed(of: &mut watch::Receiver<bool>) {
     if of.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// The name in the file, which gets this one where it has none.
-fn kept_name(path: &Path, new: String) -> std::io::Result<String> {
-    let kept: Name = kept_file::read_or_default(path, MAX_NAME_FILE)?;
-    if !kept.name.is_empty() {
-        return Ok(kept.name);
-    }
-    let kept = Name { name: new };
-    kept_file::replace(path, &kept)?;
-    Ok(kept.name)
 }

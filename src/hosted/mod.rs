@@ -52,7 +52,7 @@ use crate::tasks::Tasks;
 
 pub use body::{BodyError, Part, PushBody};
 pub use error::HostedError;
-use knowledge::Knowledge;
+use knowledge::{Knowledge, Own};
 use leases::Leases;
 use sessions::Sessions;
 pub use settings::{Incomplete, SpaceSettings, SyncMode};
@@ -82,6 +82,8 @@ struct Inner {
     sharing: Option<Sharing>,
     /// Whether the index has all that is in the bucket.
     knowledge: Arc<watch::Sender<Knowledge>>,
+    /// What is kept of this server where its store doesn't outlive the process.
+    own: Arc<Mutex<Own>>,
     clock: Clock,
     tasks: Tasks,
     spaces: Vec<SpaceSettings>,
@@ -108,6 +110,7 @@ impl Hosted {
         let hosted = Self(Arc::new(Inner {
             cache,
             knowledge: Arc::new(watch::Sender::new(knowledge)),
+            own: Arc::default(),
             sharing,
             clock,
             tasks: tasks.clone(),
@@ -151,6 +154,7 @@ impl Hosted {
             cache,
             sharing,
             knowledge,
+            own,
             clock,
             tasks,
             spaces: _,
@@ -162,6 +166,7 @@ impl Hosted {
             cache: cache.clone(),
             sharing: sharing.clone(),
             knowledge: Arc::clone(knowledge),
+            own: Arc::clone(own),
             clock: *clock,
             tasks: tasks.clone(),
             spaces,

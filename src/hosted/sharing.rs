@@ -27,9 +27,7 @@ pub struct Sharing {
     pub is_promised: bool,
     /// Whether this server is the one that writes what is hosted.
     pub is_writer: watch::Receiver<bool>,
-    /// A random name for this server, unless it has one.
-    pub name: String,
-    /// Where that is kept over restarts; none for a store that doesn't outlive the process.
+    /// Where this server's name is kept; none for a store that doesn't outlive the process.
     pub name_file: Option<PathBuf>,
 }
 

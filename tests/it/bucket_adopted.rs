@@ -213,6 +213,77 @@ async fn a_writer_that_returns_forgets_what_was_removed_meanwhile() {
     );
 }
 
+/// Nobody else has it, whoever has written to the bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_never_was_a_replica_keeps_what_it_hosts() {
+    let up = Registry::start().await;
+    let (other, bucket) = shared(1, &[]).await;
+    let theirs = client(&other, 0).push("ci/app", "theirs", 1).await;
+    eventually("the other's note", || bucket.object(WRITER).is_some()).await;
+    stop(other).await;
+    let disk = Disk::new().await;
+    let server = disk.alone(&up, None).await;
+    let image = server.image(1);
+    server.push("ci/app", "mine", &image).await;
+    assert!(server.m.app.stop().await);
+    let noted = bucket.object(WRITER);
+    let replicas = disk.writer(&bucket).await;
+    let writer = &replicas.mirrors[0];
+    assert_eq!(tags(writer, "ci/app").await, json!(["mine", "theirs"]));
+    eventually("its note", || bucket.object(WRITER) != noted).await;
+    let mine = bucket.object(&tag_key("ci/app", "mine")).unwrap();
+    assert_eq!(mine, image.digest.to_string());
+    writer
+        .serves("/v2/ci/app/manifests/mine", &image.manifest)
+        .await;
+    writer.serves("/v2/ci/app/manifests/theirs", &theirs).await;
+}
+
+/// Its tags are older than those of the bucket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_restored_from_a_backup_is_not_believed() {
+    let bucket = Registry::start().await;
+    bucket.be_bucket("shared");
+    let disk = Disk::new().await;
+    let own = disk.directory.path().join("millpond/writer.json");
+    let (mut backup, mut noted) = (Vec::new(), None);
+    for tag in ["1", "2"] {
+        let replicas = disk.writer(&bucket).await;
+        eventually("its note", || bucket.object(WRITER) != noted).await;
+        noted = bucket.object(WRITER);
+        client(&replicas, 0).push("ci/app", tag, 1).await;
+        stop(replicas).await;
+        if tag == "1" {
+            backup = std::fs::read(&own).unwrap();
+        }
+    }
+    std::fs::write(&own, &backup).unwrap();
+    bucket.remove_object(&tag_key("ci/app", "1"));
+    let replicas = disk.writer(&bucket).await;
+    assert_eq!(tags(&replicas.mirrors[0], "ci/app").await, json!(["2"]));
+}
+
+/// A push whose tag didn't get to the bucket before the process ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_the_bucket_has_not_heard_of_moves_there_after_a_restart() {
+    let bucket = Registry::start().await;
+    bucket.be_bucket("shared");
+    let disk = Disk::new().await;
+    let replicas = disk.writer(&bucket).await;
+    let old = client(&replicas, 0).push("ci/app", "2", 1).await;
+    let new = client(&replicas, 0).push("ci/app", "1", 2).await;
+    eventually("its note", || bucket.object(WRITER).is_some()).await;
+    stop(replicas).await;
+    bucket.put_object(&tag_key("ci/app", "1"), digest(&old).to_string());
+    let replicas = disk.writer(&bucket).await;
+    let named = digest(&new).to_string();
+    let tag = || bucket.object(&tag_key("ci/app", "1")).unwrap();
+    eventually("the upload", || tag() == named).await;
+    replicas.mirrors[0]
+        .serves("/v2/ci/app/manifests/1", &new)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_writer_takes_no_manifest_before_it_knows_what_there_is() {
     let (before, bucket) = shared(1, &[]).await;
