@@ -98,7 +98,8 @@ impl Bucket {
         Err(BucketError::Swept)
     }
 
-    /// Makes a tag name a manifest whose link is in the bucket.
+    /// Makes a tag name a manifest whose link is in the bucket, unless a hosted repository's tag names another one
+    /// here by now: the push of that one does the same, and may have been faster.
     pub async fn share_tag(
         &self,
         repo: &RepoName,
@@ -106,10 +107,15 @@ impl Bucket {
         digest: &Digest,
     ) -> Result<(), BucketError> {
         let _lock = self.lock_tag(repo, tag).await;
-        let (index, current) = (
-            keys::tag_index(repo, tag, digest),
-            keys::tag_current(repo, tag),
-        );
+        if self.cache.hosts(repo) && self.cache.hosted_tag(repo, tag).await != Some(*digest) {
+            return Ok(());
+        }
+        let current = keys::tag_current(repo, tag);
+        if self.objects.names(&current, digest).await? {
+            return Ok(());
+        }
+        // The sweep finds a tag by this.
+        let index = keys::tag_index(repo, tag, digest);
         self.objects.put_pointer(&index, digest).await?;
         self.objects.put_pointer(&current, digest).await
     }

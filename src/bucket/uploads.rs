@@ -20,7 +20,7 @@ use super::{Bucket, keys};
 use crate::cache::CachedBlob;
 use crate::error_chain::on_one_line;
 use crate::metrics::BucketUpload;
-use crate::oci::{Digest, RepoName, Tag};
+use crate::oci::Digest;
 
 /// Uploads at a time.
 const WORKERS: usize = 4;
@@ -221,34 +221,13 @@ impl Bucket {
             let link = keys::link(repo, *kind, digest);
             self.objects.put_pointer(&link, digest).await?;
             if let Some(tag) = tag {
-                self.upload_tag(repo, tag, digest).await?;
+                self.share_tag(repo, tag, digest).await?;
             }
             if guard.holds(&self.objects) {
                 return Ok(Ended::Done);
             }
         }
         Ok(Ended::Swept)
-    }
-
-    async fn upload_tag(
-        &self,
-        repo: &RepoName,
-        tag: &Tag,
-        digest: &Digest,
-    ) -> Result<(), BucketError> {
-        let _lock = self.lock_tag(repo, tag).await;
-        // A later push has a later upload, which may have been faster.
-        if self.cache.hosts(repo) && self.cache.hosted_tag(repo, tag).await != Some(*digest) {
-            return Ok(());
-        }
-        let current = keys::tag_current(repo, tag);
-        if self.objects.names(&current, digest).await? {
-            return Ok(());
-        }
-        // The sweep finds a tag by this.
-        let index = keys::tag_index(repo, tag, digest);
-        self.objects.put_pointer(&index, digest).await?;
-        self.objects.put_pointer(&current, digest).await
     }
 
     /// Sees to it that the bucket has content that a link is about to rely on.

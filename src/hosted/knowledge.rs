@@ -83,6 +83,12 @@ impl Hosted {
         }
     }
 
+    /// Whether there may be more now than a moment ago, because what the bucket has has become known meanwhile.
+    pub async fn has_learnt(&self) -> bool {
+        let is_reading = *self.0.knowledge.borrow() == Knowledge::Reading;
+        is_reading && self.knowledge().await == Knowledge::Complete
+    }
+
     async fn knowledge(&self) -> Knowledge {
         let mut knowledge = self.0.knowledge.subscribe();
         let known = knowledge.wait_for(|known| *known != Knowledge::Reading);
@@ -204,7 +210,7 @@ impl Hosted {
         let is_needed = |repo: &RepoName, digest: &Digest| cache.needs_layer(repo, digest);
         let removing = bucket.remove_unneeded_layers(&patterns, age, is_needed);
         let removed = removing.await?;
-        tracing::info!(repositories = there.len(), removed, before = ?before, "it is known what hosted repositories have in the bucket; links of layers without a manifest were removed");
+        tracing::info!(repositories = there.len(), unneeded_layers = removed, last_writer = ?before, "read what hosted repositories have in the bucket, and removed the links of unneeded layers");
         Ok(())
     }
 

@@ -8,7 +8,10 @@ use super::{Hosted, HostedError, Incomplete, MayPull};
 use crate::cache::{Hold, LinkKind, ManifestPart};
 use crate::oci::{Declared, Descriptor, Manifest, RepoName};
 
-/// Parts that the bucket is asked for at a time.
+/// Parts of one manifest that the bucket is asked for, at most: a client must not cause requests without bound. Where
+/// more are missing, they have to be pushed.
+const MAX_ASKED: usize = 1000;
+/// Those that it is asked for at a time.
 const AT_A_TIME: usize = 16;
 
 /// What a repository has of a manifest's parts.
@@ -139,14 +142,21 @@ impl Hosted {
         let Some(bucket) = self.0.sharing.as_ref().map(|sharing| &sharing.bucket) else {
             return Ok(Vec::new());
         };
+        if needed.len() > MAX_ASKED {
+            return Ok(Vec::new());
+        }
         let mut found = Vec::new();
         for page in needed.chunks(AT_A_TIME) {
             let asked = page.iter().map(|((kind, digest), _)| async move {
-                tokio::try_join!(bucket.links(repo, *kind, digest), bucket.size(digest))
+                if bucket.links(repo, *kind, digest).await? {
+                    bucket.size(digest).await
+                } else {
+                    Ok(None)
+                }
             });
             let answers = try_join_all(asked).await?;
-            for ((part, descriptor), (is_linked, size)) in page.iter().zip(answers) {
-                if let Some(size) = size.filter(|_| is_linked) {
+            for ((part, descriptor), size) in page.iter().zip(answers) {
+                if let Some(size) = size {
                     check_size(descriptor, size)?;
                     found.push(*part);
                 }

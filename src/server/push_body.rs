@@ -1,19 +1,14 @@
 //! The body of a push, for those who store it.
 
 use std::future::poll_fn;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::time::timeout;
 
-use super::request::RequestBody;
+use super::request::{RequestBody, RequestBodyError};
 use super::turn::{TURN, Turn};
 use crate::hosted::{BodyError, PushBody};
 
-/// How long a client may send no byte of a body. A body as a whole has no time limit.
-pub(super) const SILENCE: Duration = Duration::from_mins(1);
-
-/// A body that ends when the client is silent for too long.
+/// A body that is read in turns.
 #[derive(Debug)]
 pub(super) struct UploadBody {
     body: RequestBody,
@@ -61,10 +56,10 @@ impl PushBody for UploadBody {
             return Ok(None);
         }
         poll_fn(|cx| self.turn.poll(cx)).await;
-        let next = match timeout(SILENCE, self.body.next()).await {
-            Ok(next) => next.map_err(|error| BodyError::Broken(Box::new(error))),
-            Err(_elapsed) => Err(BodyError::Timeout),
-        };
+        let next = self.body.next().await.map_err(|error| match error {
+            RequestBodyError::Silent => BodyError::Timeout,
+            error => BodyError::Broken(Box::new(error)),
+        });
         match &next {
             Ok(Some(bytes)) => self.turn.count(bytes.len()),
             Ok(None) | Err(_) => self.ended = true,

@@ -4,16 +4,21 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use tokio::time::timeout;
 
 use super::body::Body;
 use super::socket::ReceivingBody;
 use crate::auth::Certificate;
+
+/// How long a client may send no byte of a body. A body as a whole has no time limit.
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// Answers requests.
 pub trait Handler: Send + Sync + 'static {
@@ -65,13 +70,21 @@ pub enum RequestBodyError {
     Http1(#[from] hyper::Error),
     #[error("the body broke off: {0}")]
     Http2(#[from] h2::Error),
+    #[error("no byte of the body came within {SILENCE:?}")]
+    Silent,
     #[error("the body has more than {0} bytes")]
     TooLarge(usize),
 }
 
 impl RequestBody {
-    /// The next bytes, at least one; none at the end of a complete body. Cancel safe.
+    /// The next bytes, at least one, which must come within a minute; none at the end of a complete body. Cancel
+    /// safe.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RequestBodyError> {
+        let next = timeout(SILENCE, self.received()).await;
+        next.unwrap_or(Err(RequestBodyError::Silent))
+    }
+
+    async fn received(&mut self) -> Result<Option<Bytes>, RequestBodyError> {
         loop {
             let bytes = match self {
                 Self::Empty => None,

@@ -325,7 +325,6 @@ async fn what_a_server_hosts_survives_its_disk() {
     assert!(server.m.app.stop().await);
 
     let server = new.alone(&up, Some(&bucket)).await;
-    assert_eq!(tags(&server.m, "ci/app").await, json!(["1"]));
     server
         .m
         .serves("/v2/ci/app/manifests/1", &image.manifest)
@@ -333,6 +332,7 @@ async fn what_a_server_hosts_survives_its_disk() {
     for blob in image.blobs() {
         server.m.serves(&blob_path("ci/app", blob), blob).await;
     }
+    assert_eq!(tags(&server.m, "ci/app").await, json!(["1"]));
     // What is deleted is gone, or not deleted.
     let line = format!("DELETE /v2/ci/app/manifests/{}", image.digest);
     bucket.reply("DELETE /shared", ALWAYS, Reply::error(503));

@@ -68,6 +68,7 @@ async fn an_upload_leaves_a_hosted_tag_that_has_moved_or_gone() {
         let digest = put_image(&cache, &repo, name).await;
         let entry = entry(&repo, &digest, Some(&tag));
         bucket.upload_one(&entry).await.unwrap();
+        bucket.share_tag(&repo, &tag, &digest).await.unwrap();
         assert!(world.has_link(name, &digest));
         assert_eq!(world.has(&keys::tag_current(&repo, &tag)), is_written);
     }

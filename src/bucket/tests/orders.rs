@@ -191,6 +191,10 @@ impl Runner {
                 }
             }
             if !woken.0.load(SeqCst) {
+                // Ends when no task can continue and no other thread works for one, however busy the machine is.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            if !woken.0.load(SeqCst) {
                 let is_blocked = self.actor.is_blocked.load(SeqCst);
                 self.standing = if is_blocked {
                     Standing::Blocked

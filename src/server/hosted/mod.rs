@@ -173,13 +173,19 @@ impl HostedHandlers {
             Action::Blob { name, digest } => self.blob(call, name, *digest).await,
             _ => return Err(HostedError::NotHosted.into()),
         };
-        if let Err(CallError::Hosted(HostedError::NotFound)) = &found
-            && self.may_be_in_bucket(action)
-            && let Some(found) = Box::pin(self.read_bucket(action, call)).await?
-        {
-            return Ok(found);
+        let Err(CallError::Hosted(HostedError::NotFound)) = &found else {
+            return found;
+        };
+        if self.may_be_in_bucket(action) {
+            let shared = Box::pin(self.read_bucket(action, call)).await?;
+            return shared.map_or(found, Ok);
         }
-        found
+        match action {
+            Action::Manifest { name, reference } if self.hosted().has_learnt().await => {
+                self.manifest(call, name, reference).await
+            }
+            _ => found,
+        }
     }
 
     /// Whether the bucket may have what isn't here: of other replicas all, else layers only, because which
