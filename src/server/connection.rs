@@ -16,7 +16,6 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use http::Request;
 use http::header::{CONNECTION, HeaderValue};
-use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -246,15 +245,15 @@ impl<H: Handler> Server<H> {
                 return Box::pin(http2.serve(socket, handler, peer, buffers, &self.stop)).await;
             }
         }
+        let progress = &progress;
         let is_last = || progress.is_draining();
         let service = service_fn(|request: Request<Incoming>| {
             progress.head_complete();
-            let has_body = !request.body().is_end_stream();
-            let receiving = has_body.then(|| progress.body_begins());
             let (handler, peer, files) = (Arc::clone(&self.handler), peer.clone(), files.clone());
             async move {
-                // Made here: a future that is made before has its memory twice in this one.
-                let request = request.map(|body| RequestBody::Http1(body, receiving));
+                // Made here: a future that is made before has its memory twice in this one. Nothing is read of a
+                // body before this is polled.
+                let request = request.map(|body| RequestBody::http1(body, progress));
                 let mut response = handler.handle(request, peer).await;
                 if is_last() {
                     response.headers_mut().insert(CONNECTION, CLOSE);

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::body::Body;
-use super::socket::ReceivingBody;
+use super::socket::{Progress, ReceivingBody};
 use crate::auth::Certificate;
 
 /// How long a client may send no byte of a body. A body as a whole has no time limit.
@@ -56,10 +56,9 @@ impl Peer {
 /// The body of a request, not read yet. Dropping it discards what the client still sends.
 #[derive(Debug)]
 pub enum RequestBody {
-    /// That of a request that no client sent.
     Empty,
-    /// Where a body follows the head, with what says so to the socket.
-    Http1(Incoming, Option<ReceivingBody>),
+    /// With what tells the socket that it is being received. In memory of its own, because most requests have none.
+    Http1(Box<(Incoming, ReceivingBody)>),
     Http2(h2::RecvStream),
 }
 
@@ -77,6 +76,14 @@ pub enum RequestBodyError {
 }
 
 impl RequestBody {
+    /// The body that follows a head.
+    pub(super) fn http1(body: Incoming, progress: &Arc<Progress>) -> Self {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Http1(Box::new((body, progress.body_begins())))
+    }
+
     /// The next bytes, at least one, which must come within a minute; none at the end of a complete body. Cancel
     /// safe.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RequestBodyError> {
@@ -88,8 +95,8 @@ impl RequestBody {
         loop {
             let bytes = match self {
                 Self::Empty => None,
-                Self::Http1(incoming, _) => {
-                    let frame = incoming.frame().await.transpose()?;
+                Self::Http1(receiving) => {
+                    let frame = receiving.0.frame().await.transpose()?;
                     // Trailers say nothing here.
                     frame.map(|frame| frame.into_data().unwrap_or_default())
                 }
@@ -111,7 +118,7 @@ impl RequestBody {
     pub(super) fn is_at_end(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Http1(incoming, _) => incoming.is_end_stream(),
+            Self::Http1(receiving) => receiving.0.is_end_stream(),
             Self::Http2(stream) => stream.is_end_stream(),
         }
     }

@@ -173,6 +173,8 @@ replicas_containerd() {
     skip "replicas: containerd" "$why"
     return
   fi
+  # Its files name one mirror, in this part another one than before.
+  quietly client_config containerd "http://$MIRROR" --undo
   check "replicas: containerd starts" at "$BALANCER" containerd_start
   check "replicas: containerd pulls zstd, each request from another replica" \
     at "$BALANCER" hosted_ctr_pull library/debian-test:zstd
@@ -182,6 +184,7 @@ replicas_containerd() {
     check "replicas: $name gives what containerd pushed" at_replica "$name" replica_gives zstd ci/ctr:1
   done
   quietly containerd_stop
+  quietly client_config containerd "http://$BALANCER" --undo
 }
 
 # --- The writer goes, and comes back. Meanwhile, an image with a new layer is pushed -----

@@ -137,7 +137,7 @@ impl HostedHandlers {
         }
         let answered = match action {
             Action::Manifest { .. } | Action::Blob { .. } => self.read(action, call).await,
-            Action::Tags { name, page } => self.tags(call, name, page).await,
+            Action::Tags { name, page } => Box::pin(self.tags(call, name, page)).await,
             Action::Referrers {
                 name,
                 digest,
@@ -145,9 +145,10 @@ impl HostedHandlers {
                 last,
             } => {
                 let wanted = (artifact_type.as_deref(), last.as_deref());
-                self.referrers(call, name, *digest, wanted).await
+                Box::pin(self.referrers(call, name, *digest, wanted)).await
             }
-            Action::Push { name, push } => self.push(call, name, push, body).await,
+            // In memory of its own: every request has room for what this waits for otherwise.
+            Action::Push { name, push } => Box::pin(self.push(call, name, push, body)).await,
             Action::Root
             | Action::Options
             | Action::Base
@@ -181,7 +182,7 @@ impl HostedHandlers {
             return shared.map_or(found, Ok);
         }
         match action {
-            Action::Manifest { name, reference } if self.hosted().has_learnt().await => {
+            Action::Manifest { name, reference } if Box::pin(self.hosted().has_learnt()).await => {
                 self.manifest(call, name, reference).await
             }
             _ => found,
