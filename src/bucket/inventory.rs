@@ -10,14 +10,12 @@ use futures_util::future::try_join_all;
 use super::client::Small;
 use super::error::BucketError;
 use super::names::{self, Name};
-use super::{Bucket, keys};
+use super::{Bucket, REQUESTS_AT_A_TIME, keys};
 use crate::cache::LinkKind;
 use crate::oci::{Digest, Pattern, RepoName, Tag};
 
 /// Manifests and tags that are read, at most: some 200 MB of them.
 const MAX_LISTED: usize = 2_000_000;
-/// Tags that are read at a time.
-const AT_A_TIME: usize = 16;
 /// The longest name of a writer that is read, in bytes.
 const MAX_WRITER: u64 = 64;
 
@@ -67,7 +65,7 @@ impl Bucket {
                 .ok_or(BucketError::TooMany { limit })
         };
         self.list_links(patterns, &mut note).await?;
-        for page in tags.chunks(AT_A_TIME) {
+        for page in tags.chunks(REQUESTS_AT_A_TIME) {
             let asked = page.iter().map(|(repo, tag)| self.tag(repo, tag));
             for ((repo, tag), named) in page.iter().zip(try_join_all(asked).await?) {
                 if let Some(named) = named {

@@ -79,6 +79,8 @@ const SAVED_EVERY: Duration = Duration::from_secs(5);
 /// The largest file of the queue that is read, in bytes: more than the most uploads of the longest names take.
 const MAX_QUEUE_FILE: u64 = 16 * 1024 * 1024;
 
+/// Small requests of one task that are sent at a time.
+pub const REQUESTS_AT_A_TIME: usize = 16;
 /// What is remembered of pushes.
 const MAX_SHARED: usize = 100_000;
 /// Links and tags of hosted repositories that are remembered.

@@ -8,14 +8,11 @@ use futures_util::future::try_join_all;
 
 use super::sharing::Shared;
 use super::{Hosted, HostedError};
-use crate::bucket::{Bucket, BucketError, Inventories, Upload};
+use crate::bucket::{Bucket, BucketError, Inventories, REQUESTS_AT_A_TIME, Upload};
 use crate::cache::{LinkKind, ManifestPush};
 use crate::error_chain::on_one_line;
 use crate::oci::manifest::MAX_MANIFEST;
 use crate::oci::{Digest, Reference, RepoName, Tag};
-
-/// Manifests that are read at a time.
-const AT_A_TIME: usize = 16;
 
 /// Who has written hosted repositories before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +70,7 @@ impl Hosted {
             let missing = digests.filter(|digest| !cache.has_hosted_manifest(repo, digest));
             lacking.extend(missing.map(|digest| (repo.clone(), *digest)));
         }
-        for page in lacking.chunks(AT_A_TIME) {
+        for page in lacking.chunks(REQUESTS_AT_A_TIME) {
             let adopting = page
                 .iter()
                 .map(|(repo, digest)| self.adopt_manifest(bucket, repo, digest));
@@ -88,7 +85,7 @@ impl Hosted {
             tags.map(move |(tag, digest)| (repo, tag, digest))
         });
         let tags: Vec<_> = tags.collect();
-        for page in tags.chunks(AT_A_TIME) {
+        for page in tags.chunks(REQUESTS_AT_A_TIME) {
             let adopting = page
                 .iter()
                 .map(|(repo, tag, digest)| self.adopt_tag(bucket, before, (repo, tag), digest));
@@ -184,7 +181,7 @@ impl Hosted {
         let (index, _) = self.space(repo)?;
         let reference = Reference::Digest(*digest);
         let (_, parsed) = self.read(&reference, None, content.clone()).await?;
-        let (parts, holds, _) = self.parts_here(repo, &parsed).await;
+        let (parts, holds) = self.parts_here(repo, &parsed).await;
         let push = ManifestPush {
             digest: *digest,
             bytes: content,
@@ -235,7 +232,7 @@ impl Hosted {
             let Some(manifest) = cache.any_manifest(&digest).await else {
                 continue;
             };
-            let (parts, _holds, _) = self.parts_here(&repo, &manifest.parsed).await;
+            let (parts, _holds) = self.parts_here(&repo, &manifest.parsed).await;
             let shared = Shared {
                 digest,
                 content: manifest.content.clone(),

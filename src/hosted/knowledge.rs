@@ -83,6 +83,11 @@ impl Hosted {
         }
     }
 
+    /// Whether the index has all that the bucket has.
+    pub(super) fn knows_all(&self) -> bool {
+        *self.0.knowledge.borrow() == Knowledge::Complete
+    }
+
     /// Whether there may be more now than a moment ago, because what the bucket has has become known meanwhile.
     pub async fn has_learnt(&self) -> bool {
         let is_reading = *self.0.knowledge.borrow() == Knowledge::Reading;
@@ -151,7 +156,7 @@ impl Hosted {
                 pause = FIRST_PAUSE;
                 continue;
             };
-            tracing::warn!(error = %on_one_line(&error), again_in = ?pause, "can't learn what hosted repositories have in the bucket; until then, no rule removes any of it");
+            tracing::warn!(error = %on_one_line(&error), again_in = ?pause, "can't read what hosted repositories have in the bucket; rules remove nothing before that has succeeded once");
             let waits = self.0.knowledge.send_if_modified(|known| {
                 let waits = *known != Knowledge::Complete;
                 if waits {

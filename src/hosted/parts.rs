@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use futures_util::future::try_join_all;
 
 use super::{Hosted, HostedError, Incomplete, MayPull};
+use crate::bucket::REQUESTS_AT_A_TIME;
 use crate::cache::{Hold, LinkKind, ManifestPart};
 use crate::oci::{Declared, Descriptor, Manifest, RepoName};
 
 /// Parts of one manifest that the bucket is asked for, at most: a client must not cause requests without bound. Where
 /// more are missing, they have to be pushed.
 const MAX_ASKED: usize = 1000;
-/// Those that it is asked for at a time.
-const AT_A_TIME: usize = 16;
 
 /// What a repository has of a manifest's parts.
 pub(super) struct Parts {
@@ -24,17 +23,17 @@ pub(super) struct Parts {
 }
 
 impl Hosted {
-    /// The parts of a manifest that its repository has here, held, and those that it lacks here.
+    /// The parts of a manifest that its repository has here, and the holds on them.
     pub(super) async fn parts_here(
         &self,
         repo: &RepoName,
         manifest: &Manifest,
-    ) -> (Vec<ManifestPart>, Vec<Hold>, Vec<ManifestPart>) {
+    ) -> (Vec<ManifestPart>, Vec<Hold>) {
         let parts: BTreeSet<ManifestPart> = descriptors(manifest).map(|(part, _)| part).collect();
         let all: Vec<_> = parts.into_iter().collect();
         let (holds, missing) = self.0.cache.claim(repo, &all).await;
         let held = all.into_iter().filter(|part| !missing.contains(part));
-        (held.collect(), holds, missing)
+        (held.collect(), holds)
     }
 
     /// Holds the parts of a manifest that its repository has, after linking those that are reused.
@@ -146,7 +145,7 @@ impl Hosted {
             return Ok(Vec::new());
         }
         let mut found = Vec::new();
-        for page in needed.chunks(AT_A_TIME) {
+        for page in needed.chunks(REQUESTS_AT_A_TIME) {
             let asked = page.iter().map(|((kind, digest), _)| async move {
                 if bucket.links(repo, *kind, digest).await? {
                     bucket.size(digest).await

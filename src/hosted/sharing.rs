@@ -56,8 +56,8 @@ impl Hosted {
             .is_some_and(|sharing| sharing.is_promised)
     }
 
-    /// What a tag names: by the bucket, where another replica may have been the writer before, or where the
-    /// tag isn't known here.
+    /// What a tag names: by the bucket, where another replica may have been the writer before, or where it isn't
+    /// known yet what the bucket has.
     pub(super) async fn named(
         &self,
         repo: &RepoName,
@@ -67,7 +67,7 @@ impl Hosted {
         let Some(Sharing { bucket, .. }) = &self.0.sharing else {
             return Ok(here);
         };
-        if here.is_some() && !self.is_shared() {
+        if !self.is_shared() && (here.is_some() || self.knows_all()) {
             return Ok(here);
         }
         Ok(bucket.tag(repo, tag).await?.or(here))

@@ -347,6 +347,24 @@ async fn what_a_server_hosts_survives_its_disk() {
         .refused(404, "MANIFEST_UNKNOWN");
 }
 
+/// A server that works alone knows what it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_fails_refuses_no_push_to_a_server_that_works_alone() {
+    let (up, bucket) = (Registry::start().await, Registry::start().await);
+    bucket.be_bucket("shared");
+    let space = "root.hosted: [{name: ci, repositories: ['ci/**'], immutable: ['v*']}]";
+    let setup = Setup::new(&up).with(&[space, OPEN]).bucket(&bucket);
+    let server = Pusher::over(setup.start().await).await;
+    eventually("its note", || bucket.object(WRITER).is_some()).await;
+    bucket.reply("", ALWAYS, Reply::error(503));
+    let image = server.image(1);
+    server.push("ci/app", "v1", &image).await;
+    server
+        .m
+        .serves("/v2/ci/app/manifests/v1", &image.manifest)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_hosted_before_there_was_a_bucket_is_uploaded() {
     let (up, bucket) = (Registry::start().await, Registry::start().await);
